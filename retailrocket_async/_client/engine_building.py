@@ -49,16 +49,16 @@ def build_engine(  # noqa: PLR0913 - the parts of an engine
     if spool is None:
         return make_dispatcher(limiter=limiter, buffer=buffer, retry=retry)
     # The spool's forwarder limits how many events are in memory, so the buffer needs no limit.
-    unbounded = Buffer(max_age=buffer.max_age, max_bytes=1 << 50)
+    unbounded = Buffer(max_age=buffer.max_age, max_bytes=1 << 50, max_visitor_events=1 << 50)
     return SpooledDispatcher(
         spool,
         credentials.partner_id,
-        lambda keep, leased: make_dispatcher(
+        lambda keeper, leased: make_dispatcher(
             limiter=leased(limiter),
             buffer=unbounded,
             # Events on disk are retried until the outage ends, however long that takes.
             retry=attrs.evolve(retry, outlast=True),
-            keep=keep,
+            keeper=keeper,
         ),
         batching=batching,
         once=retry.once_names,

@@ -7,7 +7,7 @@ import itertools
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from retailrocket_async._errors import EventValidationError, error_for
-from retailrocket_async._events.codec import BATCH_PATH, join
+from retailrocket_async._events.codec import BATCH_PATH, join, visitor_of
 from retailrocket_async._events.envelopes import BRACKETS, too_large
 from retailrocket_async._events.models import Event
 from retailrocket_async._interrupt import is_interrupt
@@ -31,11 +31,13 @@ class DirectRequest(NamedTuple):
         path: the endpoint, relative to the base URL.
         body: the JSON to send.
         names: the names of the events in the request.
+        visitors: the session ids of the events' visitors; ``""`` if an event has no session id.
     """
 
     path: str
     body: bytes
     names: list[str]
+    visitors: list[str]
 
 
 class Preparation:
@@ -105,7 +107,8 @@ class Preparation:
         if isinstance(chosen, Receipt):
             raise error_for(Dropped(reason="before_send"))
         self.encoded(chosen)
-        return DirectRequest(chosen.event_name, self._codec.encode_bare(chosen), [chosen.event_name])
+        name = chosen.event_name
+        return DirectRequest(name, self._codec.encode_bare(chosen), [name], [visitor_of(chosen)])
 
     def batch_request_of(self, events: Iterable[Event]) -> DirectRequest:
         """Return the request that sends events together.
@@ -128,7 +131,8 @@ class Preparation:
         body = join(map(self.encoded, chosen))
         if len(body) > self._batching.max_bytes:
             raise too_large(BATCH_PATH, len(body), self._batching.max_bytes)
-        return DirectRequest(BATCH_PATH, body, [event.event_name for event in chosen])
+        names = [event.event_name for event in chosen]
+        return DirectRequest(BATCH_PATH, body, names, list(map(visitor_of, chosen)))
 
     def deferred(self, event: Event, watch: Watch | None) -> Callable[[], Coroutine[Any, Any, Receipt]]:
         """Prepare an event in any thread; return a coroutine function that accepts the event in the loop.

@@ -118,7 +118,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def send(self, path: str, body: bytes, names: Sequence[str]) -> Delivered:
+    async def send(self, path: str, body: bytes, names: Sequence[str], visitors: Sequence[str]) -> Delivered:
         """Send one request without first storing its events in a queue; see `AsyncTrackingClient.send`."""
         ...
 

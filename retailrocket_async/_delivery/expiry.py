@@ -19,12 +19,13 @@ from retailrocket_async._outcome import Dropped, Outcome
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
 
     from retailrocket_async._delivery.circuit_breaker import CircuitBreaker
     from retailrocket_async._delivery.flight import Flight
+    from retailrocket_async._delivery.in_flight import InFlight
     from retailrocket_async._delivery.ledger import Ledger
     from retailrocket_async._delivery.retry import RetryPolicy
+    from retailrocket_async._delivery.waiting_callers import WaitingCallers
     from retailrocket_async._queue.buffer import EventBuffer
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
 
@@ -50,9 +51,8 @@ class Expiry:
         retry: has the limits `max_halt` and `max_elapsed`.
         max_age: seconds after which an event in the buffer is dropped; None if events are never dropped for their age.
         renewable: whether a function returns the API key, so that the key may change without help from a person.
-        flights: returns all flights.
-        end: settles a flight.
-        ended: called when events have left the buffer.
+        in_flight: holds the flights, and settles them.
+        callers: wait for space in the buffer; some of them may be admitted when events have left the buffer.
     """
 
     def __init__(  # noqa: PLR0913 - its collaborators
@@ -65,9 +65,8 @@ class Expiry:
         retry: RetryPolicy,
         max_age: float | None,
         renewable: bool,
-        flights: Callable[[], Sequence[Flight]],
-        end: Callable[[Flight, Outcome], None],
-        ended: Callable[[], None],
+        in_flight: InFlight,
+        callers: WaitingCallers,
     ) -> None:
         self._affinity = affinity
         self._buffer = buffer
@@ -76,9 +75,8 @@ class Expiry:
         self._retry = retry
         self._max_age = max_age
         self._renewable = renewable
-        self._flights = flights
-        self._end = end
-        self._ended = ended
+        self._in_flight = in_flight
+        self._callers = callers
         self._timer: asyncio.TimerHandle | None = None
         self._closing_since = math.inf
         self._asked_at = math.inf
@@ -133,13 +131,13 @@ class Expiry:
             if not self._end_buffered(refused_by, self._refusal(), AT_ONCE):
                 return False
         spent = 0
-        for flight in self._flights():
+        for flight in self._in_flight:
             if flight.on_wire or (outcome := self._overdue(flight, refused_by, now)) is None:
                 continue
             if spent >= AT_ONCE:
                 return False
             spent += EACH + flight.count
-            self._end(flight, outcome)
+            self._in_flight.end(flight, outcome)
         if not math.isinf(refused_by):
             self._asked_at = math.inf
         return True
@@ -157,7 +155,7 @@ class Expiry:
 
     def _may_end(self, moment: float, now: float) -> bool:
         """Whether events older than `moment` may be rejected; if the last refusal is not fresh, send a probe first."""
-        came_at = [_came_at(flight) for flight in self._flights() if not flight.on_wire]
+        came_at = [_came_at(flight) for flight in self._in_flight if not flight.on_wire]
         if min(came_at, default=now) > moment and self._buffer.oldest_age() < now - moment:
             # No event is older than `moment` any more, so the answer to the probe does not matter.
             self._asked_at = math.inf
@@ -189,7 +187,7 @@ class Expiry:
     def _tick(self) -> None:
         self._timer = None
         self.look()
-        if self._bounded() and (self._buffer.events or self._flights()):
+        if self._bounded() and (self._buffer.events or self._in_flight):
             self.watch()
 
     def _patience(self) -> float:
@@ -216,7 +214,7 @@ class Expiry:
             if spent >= most:
                 break
         if spent:
-            self._ended()
+            self._callers.admit()
         return spent < most
 
 

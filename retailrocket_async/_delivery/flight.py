@@ -1,72 +1,65 @@
-"""A flight: one batch or one direct send on its way to the API, from its first attempt to its outcome."""
+"""A flight: one batch or one direct send on its way to the API, from its first attempt to its outcome.
+
+::
+
+    HELD --> QUEUED --> ON_WIRE --> QUEUED      an attempt was made; the flight goes on, whole or divided
+               |  ^
+               v  |
+             RETRYING                           the flight waits before its next attempt
+
+Every state may be followed by SETTLED, which is the last state. A batch begins as QUEUED. A direct send begins as HELD,
+because earlier events of its visitors come first.
+"""
 
 from __future__ import annotations
 
+import enum
 import math
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from retailrocket_async._delivery.bisection import Bisection
-from retailrocket_async._events.codec import join
+from retailrocket_async._events.codec import BATCH_PATH, bare_of, join, label_of
 from retailrocket_async._http.reply import Reply, Verdict
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Rejected
+from retailrocket_async._queue.buffer import EventBuffer
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
     from contextvars import Context
 
-    from retailrocket_async._delivery.circuit_breaker import Admission
-    from retailrocket_async._delivery.rate_limiter import Permit
+    from retailrocket_async._delivery.gate import SendSlot
     from retailrocket_async._outcome import AbandonReason, Undelivered
     from retailrocket_async._queue.batch import Batch
+    from retailrocket_async._queue.run import Hold
+    from retailrocket_async._queue.taken_batch import TakenBatch
 
 
-class SendSlot:
-    """The right to make one request: the circuit breaker's admission, one of the request slots, and a permit.
+class FlightState(enum.Enum):
+    """What a flight waits for; the table `_NEXT` has the transitions, and the module's docstring draws them."""
 
-    Args:
-        admission: the circuit breaker's admission.
-        permit: the limiter's permit; None if the limiter's `acquire` returns None.
-        leave: frees the request slot, and notifies the circuit breaker.
-        report_error: called with an error that the permit raised. A user's limiter may raise anything, and such an
-            error must not prevent a request from getting its outcome.
-    """
+    HELD = "held"
+    """A direct send whose visitors have earlier events without an outcome."""
+    QUEUED = "queued"
+    """The flight waits for the right to make its next request."""
+    ON_WIRE = "on the wire"
+    """A request of the flight is under way."""
+    RETRYING = "waiting for its retry"
+    """An attempt has failed, and the flight waits before the next attempt."""
+    SETTLED = "settled"
+    """All events of the flight have their outcome."""
 
-    __slots__ = ("_leave", "_over", "_permit", "_report_error", "admission")
 
-    def __init__(
-        self,
-        admission: Admission,
-        permit: Permit | None,
-        leave: Callable[[], None],
-        report_error: Callable[[BaseException], None],
-    ) -> None:
-        self.admission = admission
-        self._permit = permit
-        self._leave = leave
-        self._report_error = report_error
-        self._over = False
-
-    def sent(self) -> None:
-        """Report to the permit that the request's body was written."""
-        if self._permit is not None and not self._over:
-            try:
-                self._permit.sent()
-            except BaseException as error:  # noqa: BLE001 - see `report_error`
-                self._report_error(error)
-
-    def end(self, *, answered: bool = False) -> None:
-        """Free the slot and the permit, and report whether the server answered; later calls do nothing."""
-        if not self._over:
-            self._over = True
-            self._leave()
-            if self._permit is not None:
-                try:
-                    self._permit.done(answered=answered)
-                except BaseException as error:  # noqa: BLE001 - see `report_error`
-                    self._report_error(error)
+_NEXT: Final = {
+    FlightState.HELD: {FlightState.QUEUED, FlightState.SETTLED},
+    FlightState.QUEUED: {FlightState.ON_WIRE, FlightState.RETRYING, FlightState.SETTLED},
+    FlightState.ON_WIRE: {FlightState.QUEUED, FlightState.SETTLED},
+    FlightState.RETRYING: {FlightState.QUEUED, FlightState.SETTLED},
+    FlightState.SETTLED: set[FlightState](),
+}
+"""For each state, the states that may follow."""
 
 
 class Flight:
@@ -80,10 +73,11 @@ class Flight:
         body: the body of the flight's requests.
         names: names of the events in the body, as the API spells them.
         started_at: when the batch left the buffer, or when `send` was called (loop time).
-        opened_in: the generations of all batches that were merged into the flight's batch; see `Batch.opened_in`.
-        whole: the batch as it left the buffer; None for a direct send.
+        opened_in: the generations of the runs in the flight's batch; see `Batch.opened_in`.
+        whole: the batch as it was taken from the buffer; None for a direct send.
         batch: the current part of the batch; None for a direct send.
         landed: future that gets the outcome of a direct send; None for a batch.
+        hold: keeps the order of a direct send's visitors; None for a batch.
         context: a copy of the context of the caller of `send`; None for a batch, or if the flight has its outcome.
         attempts: number of requests made so far with the events of this part.
         tries: number of attempts since the last division, plus failures of the limiter; the retry policy limits this
@@ -92,8 +86,9 @@ class Flight:
         tried_at: start of the time that the retry policy counts (loop time).
         failed_at: when the last attempt with a retryable failure ended (loop time); minus infinity before the first.
         departed_at: when the last request was sent (loop time).
-        turn: the right to make the next or the current request; None while the flight waits.
-        on_wire: whether a request is under way.
+        slot: the right to make the next or the current request; None while the flight waits.
+        state: what the flight waits for.
+        failed: the reply to a failed attempt after which the wait for the retry has not begun yet; None otherwise.
         renewals: number of times that the flight was sent again at once because the key had changed.
         refusal: the outcome that the flight will get if nobody corrects the cause of the last refusal in time; None if
             the last attempt was not refused for key, shop, address, environment or proxy.
@@ -110,19 +105,21 @@ class Flight:
         "context",
         "departed_at",
         "excused",
+        "failed",
         "failed_at",
+        "hold",
         "landed",
         "names",
-        "on_wire",
         "opened_in",
         "outcome",
         "path",
         "refusal",
         "renewals",
+        "slot",
         "started_at",
+        "state",
         "tried_at",
         "tries",
-        "turn",
         "whole",
     )
 
@@ -134,10 +131,10 @@ class Flight:
         *,
         started_at: float,
         opened_in: list[int],
-        batch: Batch | None = None,
+        batch: TakenBatch | None = None,
         landed: Future[Outcome] | None = None,
         context: Context | None = None,
-        turn: SendSlot | None = None,
+        slot: SendSlot | None = None,
     ) -> None:
         self.path = path
         self.body = body
@@ -146,16 +143,48 @@ class Flight:
         self.started_at = self.tried_at = self.departed_at = started_at
         self.failed_at = -math.inf
         self.opened_in = opened_in
-        self.whole = self.batch = batch
+        self.whole = batch
+        self.batch: Batch | None = batch
         self.landed = landed
-        self.turn = turn
+        self.hold: Hold | None = None
+        self.slot = slot
+        self.state = FlightState.QUEUED if landed is None else FlightState.HELD
         self.attempts = self.tries = self.excused = self.renewals = 0
-        self.on_wire = False
+        self.failed: Reply | None = None
         self.outcome: Outcome | None = None
         self.refusal: Undelivered | None = None
         self._bisection: Bisection | None = None
         self._maybe_recorded = False
         self._reply: Reply | None = None
+
+    @classmethod
+    def of_batch(cls, batch: TakenBatch, slot: SendSlot, now: float) -> Flight:
+        """Return the flight of a batch that was just taken from the buffer.
+
+        Args:
+            batch: the batch.
+            slot: the right to make the first request.
+            now: the loop's time in seconds.
+        """
+        names = [receipt.event_name for receipt in batch.receipts]
+        return cls(*_request_of(batch, names), names, started_at=now, opened_in=batch.opened_in, batch=batch, slot=slot)
+
+    def become(self, state: FlightState) -> None:
+        """Change the state.
+
+        Raises:
+            RuntimeError: the table of transitions does not allow this state to follow.
+        """
+        if state is self.state:
+            return
+        if state not in _NEXT[self.state]:
+            raise RuntimeError(f"a flight that is {self.state.value} cannot become {state.value}")
+        self.state = state
+
+    @property
+    def on_wire(self) -> bool:
+        """Whether a request of the flight is under way."""
+        return self.state is FlightState.ON_WIRE
 
     @property
     def count(self) -> int:
@@ -172,13 +201,13 @@ class Flight:
         self.attempts += 1
         self.tries += 1
         self.departed_at = now
-        self.on_wire = True
+        self.become(FlightState.ON_WIRE)
         # The reply to an earlier attempt says nothing about this attempt.
         self._reply = None
 
     def judge(self, reply: Reply, now: float) -> Outcome | None:
         """Store the reply to an attempt; return the outcome, or None if a retry may succeed."""
-        self.on_wire = False
+        self.become(FlightState.QUEUED)
         self._reply = reply
         self.refusal = None
         elapsed = now - self.started_at
@@ -226,6 +255,12 @@ class Flight:
     def maybe_recorded(self) -> bool:
         """Whether the API may have recorded one of the attempts."""
         return self._maybe_recorded
+
+    def visitors(self) -> set[int | None]:
+        """Return the keys of the visitors who still have events without an outcome in this batch."""
+        waiting = [] if self._bisection is None else self._bisection.pending
+        parts = waiting if self.batch is None else [self.batch, *waiting]
+        return {EventBuffer.key_of(label_of(envelope)[1]) for part in parts for envelope in part.envelopes}
 
     # --- dividing -----------------------------------------------------------------------------------------------------
 
@@ -305,15 +340,22 @@ class Flight:
         self.attempts, self._maybe_recorded = part.attempts, part.maybe_recorded
         self.tries = self.excused = 0
         self.tried_at = now
+        self.become(FlightState.QUEUED)
         # Replies to the previous part say nothing about this part.
-        self.on_wire = False
-        self._reply = self.refusal = None
+        self._reply = self.refusal = self.failed = None
         self._pack()
 
     def _pack(self) -> None:
         assert self.batch is not None  # noqa: S101 - a direct send is never packed again
-        self.body = join(self.batch.envelopes)
         self.names = [receipt.event_name for receipt in self.batch.receipts]
+        self.path, self.body = _request_of(self.batch, self.names)
+
+
+def _request_of(batch: Batch, names: Sequence[str]) -> tuple[str, bytes]:
+    """Return the path and the body of a request with the events of a batch."""
+    if batch.alone:
+        return names[0], bare_of(batch.envelopes[0])
+    return BATCH_PATH, join(batch.envelopes)
 
 
 def _as_for(part: Batch, outcome: Outcome) -> Outcome:

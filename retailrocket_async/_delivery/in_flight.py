@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from retailrocket_async._outcome import Outcome
     from retailrocket_async._queue.batch import Batch
     from retailrocket_async._queue.buffer import EventBuffer
+    from retailrocket_async._queue.taken_batch import TakenBatch
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
     from retailrocket_async._runtime.wakeup import Wakeup
 
@@ -144,7 +145,7 @@ class InFlight:
                 self._buffer.end_hold(flight.hold)
             self._wakeup.set()
 
-    def _settle_batch(self, flight: Flight, whole: Batch, batch: Batch, outcome: Outcome) -> None:
+    def _settle_batch(self, flight: Flight, whole: TakenBatch, batch: Batch, outcome: Outcome) -> None:
         self.batches -= 1
         # A flush waits for whole batches. So only this part gets the generations of the batch, and the flush counts the
         # batch as settled when this part is settled.

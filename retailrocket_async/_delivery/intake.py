@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Protocol
+import itertools
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from retailrocket_async._errors import BufferFullError, ClientClosedError
-from retailrocket_async._events.models import CustomEvent
+from retailrocket_async._delivery.waiting_callers import closed_error
+from retailrocket_async._errors import BufferFullError
+from retailrocket_async._events.codec import visitor_of
+from retailrocket_async._events.models import UNBATCHABLE
 from retailrocket_async._outcome import Dropped
+from retailrocket_async._queue.batch import Batch
 from retailrocket_async._receipt import Receipt
-from retailrocket_async._runtime.context import detached
 from retailrocket_async._runtime.foreign_code import ensure_stack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Sequence
 
+    from retailrocket_async._delivery.expiry import Expiry
     from retailrocket_async._delivery.ledger import Ledger
+    from retailrocket_async._delivery.pump import Pump
+    from retailrocket_async._delivery.waiting_callers import WaitingCallers
     from retailrocket_async._events.models import Event
-    from retailrocket_async._outcome import DropReason, Outcome
+    from retailrocket_async._outcome import Outcome
     from retailrocket_async._queue.buffer import EventBuffer
     from retailrocket_async._queue.eviction import Overflow
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
@@ -27,9 +32,6 @@ if TYPE_CHECKING:
 _FEW = 20
 """About how many expired events are dropped in one step to make space for a new event. After each step, the caller
 checks whether the new event fits, so that one caller does not drop all expired events of the buffer."""
-
-_WOKEN_AT_ONCE = 200
-"""Number of waiting callers that are admitted or refused in one step; then the loop runs their tasks and all others."""
 
 _FULL = 3
 """Cost, in events, of accepting an event into a full buffer, because another event is evicted and reported."""
@@ -39,10 +41,6 @@ _YIELD_EVERY = 250
 event. Accepting 250 events takes about a millisecond."""
 
 
-class _Arrived(Protocol):
-    def __call__(self, *, due_sooner: bool) -> None: ...
-
-
 class Intake:
     """Puts events in the buffer, in order; makes callers wait, drops events or raises an error if the buffer is full.
 
@@ -50,18 +48,15 @@ class Intake:
         affinity: the loop that the client belongs to.
         buffer: holds the events.
         ledger: counts the events.
-        keyed: whether the buffer has several lanes, so that each event needs a lane.
+        callers: the queue of callers that wait for space in the buffer.
+        pump: takes batches from the buffer; notified when a batch may be due sooner.
+        expiry: drops events that are too old.
         overflow: what happens if the buffer is full; see `Buffer.overflow`.
-        arrived: called with `due_sooner=True` after an event that may make a batch due sooner; if `watched`, also
-            called with `due_sooner=False` before every event.
-        expire: drops about the given number of events that are too old; returns whether all such events are dropped
-            now.
-        max_age: seconds after which an event is too old; None for never.
+        timed: whether events become too old, so that each event may start the timer of `expiry`.
 
     Attributes:
         left_in_a_row: number of events that may be accepted before the caller should let other tasks run; if the number
             is 0 or less, the caller should let them run now.
-        watched: whether `arrived` is called for every event, and not only for events that may make a batch due sooner.
     """
 
     def __init__(  # noqa: PLR0913 - its collaborators
@@ -69,27 +64,23 @@ class Intake:
         affinity: LoopAffinity,
         buffer: EventBuffer,
         ledger: Ledger,
+        callers: WaitingCallers,
         *,
-        keyed: bool,
+        pump: Pump,
+        expiry: Expiry,
         overflow: Overflow,
-        arrived: _Arrived,
-        expire: Callable[[int], bool],
-        max_age: float | None,
+        timed: bool,
     ) -> None:
         self._affinity = affinity
         self._buffer = buffer
         self._ledger = ledger
-        self._keyed = keyed
+        self._callers = callers
+        self._pump = pump
+        self._expiry = expiry
         self._overflow = overflow
-        self._expire = expire
-        self._max_age = math.inf if max_age is None else max_age
-        self._arrived = arrived
-        # The queue of waiting callers is an OrderedDict, because cancelled callers are removed from the middle.
-        self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
-        self._waking: asyncio.Handle | None = None
+        self._timed = timed
         self._closed = False
         self.left_in_a_row = _YIELD_EVERY
-        self.watched = False
 
     async def accept(self, event: Event, envelope: bytes) -> Receipt:
         """Put one event in the buffer; if the buffer is full, do what `overflow` says, for example wait in order."""
@@ -104,17 +95,8 @@ class Intake:
         """Put one event in the buffer as soon as there is space; raise `BufferFullError` if `overflow` is "raise"."""
         if self._overflow == "raise":
             raise self._full()
-        loop = self._affinity.enter()
-        waiter = _Waiter(event.event_name, envelope, self._lane_of(event), loop.time(), loop.create_future())
-        self._waiters[waiter] = None
-        try:
-            # The event is accepted as soon as the future has its result, even if this task is cancelled afterwards.
-            return await waiter.admitted
-        except asyncio.CancelledError:
-            self._waiters.pop(waiter, None)
-            # The next event in the queue may be smaller and may fit.
-            self.admit_waiters()
-            raise
+        name, key = event.wire_name or event.event_name, self._key_of(event)
+        return await self._callers.wait(name, envelope, key, alone=not event.batchable)
 
     async def let_others_run(self) -> None:
         """Yield to other tasks if the caller has accepted enough events in a row."""
@@ -135,7 +117,10 @@ class Intake:
         self.check_open()
         ensure_stack()
         self.left_in_a_row -= 1
-        return self._drop(envelope, Receipt(event.event_name), "before_send", notify=tell)
+        receipt = Receipt(event.event_name)
+        self._ledger.count_tracked()
+        self._ledger.drop(envelope, receipt, "before_send", notify=tell)
+        return receipt
 
     def accept_group(self, events: Sequence[tuple[str, str, bytes]]) -> list[Receipt] | None:
         """Put all events in the buffer, in order, and return their receipts.
@@ -149,23 +134,24 @@ class Intake:
         if self._closed:
             return None
         size = sum([len(envelope) for _, _, envelope in events]) + len(events)
-        if self._waiters or not self._buffer.holds(len(events), size):
+        if self._callers.any or not self._buffer.holds(len(events), size):
+            return None
+        keys = [self._buffer.key_of(session) for _, session, _ in events]
+        if not all(map(self._buffer.admits, keys)):
             return None
         ensure_stack()
-        receipts = [Receipt(name) for name, _, _ in events]
-        lanes: dict[Hashable, tuple[list[bytes], list[Receipt]]] = {}
-        lane_of = self._buffer.lane_of if self._keyed else _no_lane
-        for receipt, (_, session, envelope) in zip(receipts, events, strict=True):
-            lane = lane_of(session)
-            found = lanes.get(lane)
-            if found is None:
-                found = lanes[lane] = ([], [])
-            found[0].append(envelope)
-            found[1].append(receipt)
-        self._ledger.count_tracked(len(events))
-        sooner = [self._buffer.extend(*found, lane) for lane, found in lanes.items()]
-        if any(sooner) or self.watched:
-            self._arrived(due_sooner=any(sooner))
+        self._expiry.arrived()
+        if self._pump.idle:
+            self._pump.kick()
+        receipts: list[Receipt] = []
+        sooner = False
+        for (name, _, envelope), key in zip(events, keys, strict=True):
+            receipt = Receipt(name)
+            sooner |= self._buffer.append(envelope, receipt, key, alone=name in UNBATCHABLE)
+            self._ledger.count_tracked()
+            receipts.append(receipt)
+        if sooner:
+            self._notify()
         return receipts
 
     def feed(self, envelope: bytes, receipt: Receipt, session: str, came_at: float) -> None:
@@ -173,12 +159,15 @@ class Intake:
 
         The spool itself limits the number of its events in the buffer.
         """
-        if self.watched:
-            self._arrived(due_sooner=False)
-        if self._buffer.grow(envelope, receipt):
-            self._ledger.count_tracked()
-            return
-        self._put(envelope, receipt, self._buffer.lane_of(session) if self._keyed else None, came_at)
+        if self._timed:
+            self._expiry.arrived()
+        if self._pump.idle:
+            self._pump.kick()
+        alone = receipt.event_name in UNBATCHABLE
+        sooner = self._buffer.append(envelope, receipt, self._buffer.key_of(session), came_at=came_at, alone=alone)
+        self._ledger.count_tracked()
+        if sooner:
+            self._notify()
 
     def end(self, envelope: bytes, receipt: Receipt, outcome: Outcome) -> None:
         """Count and settle an event that is in the spool and was never put in the buffer."""
@@ -189,149 +178,86 @@ class Intake:
         """Put one event in the buffer, or drop it if `overflow` demands it; return None if the caller must wait."""
         self._affinity.enter()
         if self._closed:
-            raise _closed_error()
+            raise closed_error()
         # The class of a custom event has no wire name; the event itself has its name.
         receipt = Receipt(event.wire_name or event.event_name)
-        if self.watched:
-            # Called before the event is put in the buffer, so that a RecursionError here changes nothing.
-            self._arrived(due_sooner=False)
-        if self._waiters or not self._buffer.grow(envelope, receipt):
-            return self._accept_at_length(event, envelope, receipt)
+        key = self._key_of(event)
+        # Both calls come before the event is put in the buffer, so that a RecursionError here changes nothing.
+        if self._timed:
+            self._expiry.arrived()
+        if self._pump.idle:
+            self._pump.kick()
+        if self._callers.are_before(key):
+            return self._accept_at_length(event, envelope, receipt, key)
+        sooner = self._buffer.offer(envelope, receipt, key, alone=not event.batchable)
+        if sooner is None:
+            return self._accept_at_length(event, envelope, receipt, key)
         # `count_tracked` is not used, because this method runs for every event and each call costs time.
         self._ledger.tracked += 1
+        self.left_in_a_row -= 1 + (len(envelope) >> 10)
+        if sooner:
+            self._notify()
         return receipt
 
-    def _accept_at_length(self, event: Event, envelope: bytes, receipt: Receipt) -> Receipt | None:
+    def _accept_at_length(self, event: Event, envelope: bytes, receipt: Receipt, key: int | None) -> Receipt | None:
         size = len(envelope) + 1
-        if self._waiters or not self._buffer.fits(size):
-            ensure_stack()
-            self.left_in_a_row -= _FULL + 1 + (len(envelope) >> 10)
-            self._expire_some(size)
-            if self._overflow in ("wait", "raise"):
-                if self._waiters or not self._buffer.fits(size):
-                    return None
-            elif not self._makes_room(size, receipt.event_name):
-                return self._drop(envelope, receipt, "overflow")
-        return self._put(envelope, receipt, self._lane_of(event) if self._keyed else None)
+        ensure_stack()
+        self.left_in_a_row -= _FULL + 1 + (len(envelope) >> 10)
+        self._expire_some(size)
+        if self._overflow in ("wait", "raise"):
+            if self._callers.are_before(key) or not self._has_space(size, key):
+                return None
+        elif not self._makes_space(size, receipt.event_name, key):
+            self._ledger.count_tracked()
+            self._ledger.drop(envelope, receipt, "overflow")
+            return receipt
+        sooner = self._buffer.append(envelope, receipt, key, alone=not event.batchable)
+        self._ledger.count_tracked()
+        if sooner:
+            self._notify()
+        return receipt
+
+    def _has_space(self, size: int, key: int | None) -> bool:
+        return self._buffer.fits(size) and self._buffer.admits(key)
 
     def _expire_some(self, size: int) -> None:
-        while not self._expire(_FEW):
+        while not self._expiry.expire(_FEW):
             # Callers that wait already come first, so this call need not make more space.
-            if self._waiters or self._buffer.fits(size):
+            if self._callers.any or self._buffer.fits(size):
                 return
 
-    def _makes_room(self, size: int, event_name: str) -> bool:
+    def _makes_space(self, size: int, event_name: str, key: int | None) -> bool:
+        """Evict events until an event of `size` bytes fits; return False if this is impossible."""
         # A large event may evict very many small events, so these are settled together.
-        given_way = None
-        for batch in self._buffer.make_room(size, event_name):
-            if given_way is None:
-                given_way = batch
-            else:
-                given_way.absorb(batch)
-        if given_way is not None:
-            self._ledger.close_batch(given_way, Dropped(reason="overflow"))
-        return self._buffer.fits(size)
+        evicted = Batch(0.0)
+        of_visitor = self._buffer.make_room_of(key, event_name)
+        for batch in itertools.chain(of_visitor, self._buffer.make_room(size, event_name)):
+            evicted.join_end(batch)
+        if evicted:
+            self._ledger.close_batch(evicted, Dropped(reason="overflow"))
+        return self._has_space(size, key)
 
-    def _drop(self, envelope: bytes, receipt: Receipt, reason: DropReason, *, notify: bool = True) -> Receipt:
-        self._ledger.count_tracked()
-        self._ledger.drop(envelope, receipt, reason, notify=notify)
-        return receipt
+    def _notify(self) -> None:
+        """Wake the pump, because a batch may be due sooner than expected."""
+        # At the recursion limit the event is accepted all the same. The pump checks the buffer a little later.
+        with suppress(RecursionError):
+            self._pump.kick()
 
     def _full(self) -> BufferFullError:
         return BufferFullError(
             f"the buffer is full: {self._buffer.events} events, {self._buffer.bytes} bytes, "
-            f"{len(self._waiters)} callers waiting; wait (track with overflow='wait'), or raise Buffer's bounds"
+            f"{len(self._callers)} callers waiting; wait (track with overflow='wait'), or raise Buffer's bounds"
         )
 
-    def _put(self, envelope: bytes, receipt: Receipt, lane: Hashable, came_at: float | None = None) -> Receipt:
-        left = self.left_in_a_row - 1 - (len(envelope) >> 10) - self._buffer.end_growth()
-        # The event after which the caller should let other tasks run must come through this method and not through
-        # `EventBuffer.grow`, because only this method counts events.
-        growth = (left if left > 0 else _YIELD_EVERY) - 1
-        due_sooner = self._buffer.append(envelope, receipt, lane, came_at=came_at, growth=growth)
-        self.left_in_a_row = left
-        self._ledger.count_tracked()
-        if due_sooner:
-            try:  # noqa: SIM105 - suppress() is one more call
-                self._arrived(due_sooner=True)
-            except RecursionError:
-                # The event is accepted. The pump checks the buffer by itself, a little later.
-                pass
-        return receipt
-
-    def admit_waiters(self) -> None:
-        """Accept the events of waiting callers, in the order of the calls, as long as the next event fits.
-
-        If there are many callers, other tasks run after every `_WOKEN_AT_ONCE` of them.
-        """
-        if self._waking is None:
-            self._wake_some()
-
-    def _wake_some(self) -> None:
-        self._waking = None
-        if self.watched and self._waiters:
-            self._arrived(due_sooner=False)
-        for _ in range(_WOKEN_AT_ONCE):
-            waiter = next(iter(self._waiters), None)
-            if waiter is None:
-                return
-            if self._closed:
-                waiter.refuse()
-            elif not waiter.admitted.done():
-                if self._affinity.now() - waiter.came_at >= self._max_age:
-                    waiter.admitted.set_result(self._drop(waiter.envelope, Receipt(waiter.event_name), "expired"))
-                elif self._buffer.fits(len(waiter.envelope) + 1):
-                    waiter.admitted.set_result(
-                        self._put(waiter.envelope, Receipt(waiter.event_name), waiter.lane, waiter.came_at)
-                    )
-                else:
-                    return
-            self._waiters.pop(waiter, None)
-        self._waking = detached(self._affinity.enter().call_soon, self._wake_some)
-
-    def _lane_of(self, event: Event) -> Hashable:
-        if isinstance(event, CustomEvent):
-            return self._buffer.lane_of(str(event.fields.get("sessionExternalId", "")))
-        return self._buffer.lane_of(getattr(event, "session_external_id", ""))
+    def _key_of(self, event: Event) -> int | None:
+        return self._buffer.key_of(visitor_of(event))
 
     def check_open(self) -> None:
         """Raise `ClientClosedError` if the intake is closed."""
         if self._closed:
-            raise _closed_error()
+            raise closed_error()
 
     def close(self) -> None:
         """Accept no more events, and raise `ClientClosedError` in callers that wait."""
         self._closed = True
-        self.admit_waiters()
-
-    @property
-    def waiting(self) -> int:
-        """Number of callers that wait for space."""
-        return 0 if self._closed else len(self._waiters)
-
-
-class _Waiter:
-    """A caller that waits for space in the buffer."""
-
-    __slots__ = ("admitted", "came_at", "envelope", "event_name", "lane")
-
-    def __init__(
-        self, event_name: str, envelope: bytes, lane: Hashable, came_at: float, admitted: asyncio.Future[Receipt]
-    ) -> None:
-        self.came_at = came_at
-        self.event_name = event_name
-        self.envelope = envelope
-        self.lane = lane
-        self.admitted = admitted
-
-    def refuse(self) -> None:
-        if not self.admitted.done():
-            self.admitted.set_exception(_closed_error())
-
-
-def _no_lane(_: str) -> Hashable:
-    return None
-
-
-def _closed_error() -> ClientClosedError:
-    return ClientClosedError("the client is closed, or is closing, and takes no new events")
+        self._callers.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections import Counter
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol
 
 from retailrocket_async._delivery.counts import OutcomeCounts
 from retailrocket_async._delivery.flushes import Flushes
@@ -23,7 +23,7 @@ from retailrocket_async._stats import Stats, UndeliveredEvent
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Hashable, Iterable, Sequence
 
     from retailrocket_async._delivery.hooks import OutcomeHook, StateHook
     from retailrocket_async._observer import Watch
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from retailrocket_async._receipt import Receipt
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
     from retailrocket_async._stats import State, StateChange
-
-if TYPE_CHECKING:
-    Keep: TypeAlias = Callable[[Batch, Outcome], Outcome]
 
 logger = logging.getLogger("retailrocket_async")
 
@@ -45,6 +42,19 @@ _name_of = operator.attrgetter("event_name")
 
 EACH: Final = 10
 """Fixed cost of settling a batch or a direct send, counted in events; the cost of each of its events is added."""
+
+
+class Keeper(Protocol):
+    """A spool, which stores the events of the engine, too."""
+
+    def keep(self, batch: Batch, outcome: Outcome) -> Outcome:
+        """Write the outcome of a batch; return the outcome that its events get, another one if the events stay."""
+        ...
+
+    @property
+    def undelivered(self) -> int:
+        """Number of undelivered events in the spool. These events survive the end of the process."""
+        ...
 
 
 class Ledger:
@@ -62,8 +72,7 @@ class Ledger:
         on_outcome: the user's hook for undelivered events; None for no hook.
         on_state_change: the user's hook for changes of state; None for no hook.
         max_unreported: number of undelivered events that may wait for the hook.
-        keep: called with a batch and its outcome before the batch is settled; returns the outcome that its events get.
-            If the events stay in a spool, this is another outcome. None without a spool.
+        keeper: a spool that stores the events, too; called before a batch is settled. None without a spool.
         watch: called with the outcome of events; None without an observer.
     """
 
@@ -74,10 +83,10 @@ class Ledger:
         on_state_change: StateHook | None,
         *,
         max_unreported: int,
-        keep: Keep | None = None,
+        keeper: Keeper | None = None,
         watch: Watch | None = None,
     ) -> None:
-        self._keep = keep
+        self._keeper = keeper
         self._watch = watch
         self.hooks = Hooks(affinity, on_outcome, on_state_change, most=max_unreported, failed=self.hook_failed)
         self._keeps = False
@@ -85,7 +94,7 @@ class Ledger:
         self._flushes = Flushes()
         self._logged: set[Hashable] = set()
         self.undelivered: list[UndeliveredEvent] = []
-        self.tracked = self._in_flight = 0
+        self.tracked = 0
         self._requested = 0
         self._requests: Counter[int | str] = Counter()
         self._retries = 0
@@ -96,22 +105,9 @@ class Ledger:
 
     # --- counting: these methods call no code of users ---
 
-    @property
-    def in_flight(self) -> int:
-        """Number of events in flight."""
-        return self._in_flight
-
     def count_tracked(self, count: int = 1) -> None:
         """Count events as tracked."""
         self.tracked += count
-
-    def count_launched(self, count: int) -> None:
-        """Count events as in flight."""
-        self._in_flight += count
-
-    def count_landed(self, count: int) -> None:
-        """Count events as no longer in flight; the caller settles them in the same step."""
-        self._in_flight -= count
 
     def count_request(self, *, part: bool) -> None:
         """Count a request that is about to be made.
@@ -145,8 +141,8 @@ class Ledger:
 
     def close_batch(self, batch: Batch, outcome: Outcome, *, notify: bool = True) -> None:
         """Settle the events of a batch; report them to the hook if they are undelivered and `notify` is true."""
-        if self._keep is not None:
-            outcome = self._keep(batch, outcome)
+        if self._keeper is not None:
+            outcome = self._keeper.keep(batch, outcome)
         settle(batch.receipts, outcome)
         names = self._count(outcome, len(batch), batch.opened_in, map(_name_of, batch.receipts))
         if notify and not isinstance(outcome, Delivered | Kept) and (self._keeps or self.hooks.wants_outcomes):
@@ -160,8 +156,8 @@ class Ledger:
 
     def end(self, envelope: bytes, receipt: Receipt, outcome: Outcome, *, notify: bool = True) -> None:
         """Settle an event that was never in the buffer; report an undelivered event to the hook if `notify` is true."""
-        batch = Batch(0.0, 0, None)
-        batch.envelopes, batch.receipts, batch.opened_in = [envelope], [receipt], []
+        batch = Batch(0.0)
+        batch.envelopes, batch.receipts = [envelope], [receipt]
         self.close_batch(batch, outcome, notify=notify)
 
     def close(self, outcome: Outcome, count: int, opened_in: Sequence[int], names: Iterable[str]) -> None:
@@ -229,8 +225,8 @@ class Ledger:
         if not write_log(logger, level, message, *args):
             self._hook_errors += 1
 
-    def stats(self, buffer: EventBuffer, *, waiting: int, state: State) -> Stats:
-        """Return the counters of this ledger and of the buffer."""
+    def stats(self, buffer: EventBuffer, *, in_flight: int, waiting: int, state: State) -> Stats:
+        """Return the counters of this ledger and of the buffer, with the numbers that other objects count."""
         return Stats(
             tracked=self.tracked,
             delivered=self._counts.delivered,
@@ -239,7 +235,7 @@ class Ledger:
             dropped=self._counts.dropped,
             pending=buffer.events,
             pending_bytes=buffer.bytes,
-            in_flight=self._in_flight,
+            in_flight=in_flight,
             oldest_age=buffer.oldest_age(),
             waiting=waiting,
             requests=self._requested,

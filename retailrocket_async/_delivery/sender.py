@@ -1,19 +1,15 @@
-"""Sends a flight (a batch or a direct send), and retries until the flight has an outcome.
-
-The circuit breaker, the limiter and the retry policy decide when the next attempt may be made.
-"""
+"""Makes one attempt to send a flight (a batch or a direct send), and decides from the reply what to do next."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from contextvars import Context
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import attrs
 
-from retailrocket_async._delivery.flight import SendSlot
+from retailrocket_async._delivery.flight import FlightState
 from retailrocket_async._delivery.rate_limiter import MAX_PAUSE
 from retailrocket_async._events.codec import BATCH_PATH
 from retailrocket_async._http.reply import Reply, Verdict
@@ -22,12 +18,10 @@ from retailrocket_async._runtime.context import changes_of
 from retailrocket_async._runtime.foreign_code import ends_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from retailrocket_async._delivery.circuit_breaker import Admission, CircuitBreaker
     from retailrocket_async._delivery.flight import Flight
+    from retailrocket_async._delivery.gate import SendGate, SendSlot
     from retailrocket_async._delivery.ledger import Ledger
-    from retailrocket_async._delivery.rate_limiter import Limiter, Permit
     from retailrocket_async._delivery.retry import RetryPolicy
     from retailrocket_async._http.transport import Transport
     from retailrocket_async._observer import Watch
@@ -48,22 +42,61 @@ _UNMADE: Final = frozenset({"key", "config"})
 """Failures that happen before a request is made."""
 
 
+@attrs.frozen
+class Done:
+    """All events of the current part of a flight get this outcome.
+
+    Attributes:
+        outcome: the outcome.
+    """
+
+    outcome: Outcome
+
+
+@attrs.frozen
+class SettlePart:
+    """Some events of a flight get their outcome; the other events are still to be sent.
+
+    Attributes:
+        part: these events, which are no longer in the flight.
+        outcome: their outcome.
+    """
+
+    part: Batch
+    outcome: Outcome
+
+
+@attrs.frozen
+class Retry:
+    """The flight is to be sent again.
+
+    Attributes:
+        wait: seconds to wait before the next attempt.
+        refused: whether the attempt was refused for key, shop, address, environment or proxy. The events of such
+            flights wait for a correction, and `Expiry` settles the events that have waited too long.
+        by_limiter: whether the limiter failed, so that no attempt was made. The wait then does not end early.
+    """
+
+    wait: float = 0.0
+    refused: bool = False
+    by_limiter: bool = False
+
+
+Step: TypeAlias = Done | SettlePart | Retry
+"""What has to be done with a flight after an attempt."""
+
+
 class Sender:
-    """Makes the requests of all flights, and evaluates the replies.
+    """Makes requests, and evaluates the replies.
 
     Args:
         affinity: the loop that the client belongs to.
-        ledger: counts requests, retries and waits.
-        breaker: admits each request before the limiter grants a permit; gets the reply to each request.
-        limiter: grants a permit for every attempt.
+        ledger: counts requests and retries.
+        breaker: gets the reply to each request.
+        gate: grants the right to make each request.
         retry: decides whether and when a failed request is tried again.
         transport: makes the requests.
-        at_once: largest number of requests under way at the same time.
         max_age: seconds after which an event is not sent again; None for never.
-        part_over: called with a flight, some of its events and their outcome; settles these events. The other events of
-            the flight are still to be sent.
-        blocked: called when a batch was refused for key, shop, address, environment or proxy; settles the events that
-            have waited too long for a correction.
         watch: called for every request; None without an observer.
     """
 
@@ -71,71 +104,96 @@ class Sender:
         self,
         affinity: LoopAffinity,
         ledger: Ledger,
-        *,
         breaker: CircuitBreaker,
-        limiter: Limiter,
+        gate: SendGate,
+        *,
         retry: RetryPolicy,
         transport: Transport,
-        at_once: int,
         max_age: float | None,
-        part_over: Callable[[Flight, Batch, Outcome], None],
-        blocked: Callable[[], None],
         watch: Watch | None = None,
     ) -> None:
         self._affinity = affinity
         self._ledger = ledger
         self._breaker = breaker
-        self._limiter = limiter
+        self._gate = gate
         self._retry = retry
         self._transport = transport
-        self._wire_slots = asyncio.Semaphore(at_once)
         self._max_age = max_age
-        self._part_over = part_over
-        self._blocked = blocked
         self._watch = watch
         self._refused_serial = 0
 
-    async def outcome_of(self, flight: Flight) -> Outcome:
-        """Make attempts until the current part of the flight has its outcome; return that outcome."""
-        while True:
-            answer = await self._request(flight)
-            if not isinstance(answer, tuple):
-                return answer
-            admission, reply = answer
-            if flight.outcome is not None:
-                # The flight was settled and its task cancelled meanwhile, but other code, such as a user's limiter,
-                # caught the cancellation.
-                return flight.outcome
-            outcome = flight.judge(reply, self._affinity.now())
-            again = reply.status == 401 and await self._renewed_for(flight, admission, reply)
-            if admission is not None and not again:
-                self._report(flight, admission, reply)
-            if reply.verdict is Verdict.BLOCKED and not again and flight.batch is not None:
-                # The batch will be sent again when the flight gets its next send slot, unless the flight has waited too
-                # long: then `Expiry`, which `self._blocked` calls, settles the flight.
-                flight.tries -= 1
-                self._blocked()
-                again = True
-            if flight.outcome is not None:
-                return flight.outcome
-            if not again:
-                outcome = outcome or self._doomed(flight, reply) or await self._wait(flight, reply)
-                if outcome is not None:
-                    return outcome
+    async def attempt(self, flight: Flight) -> Step:
+        """Make one attempt as soon as circuit breaker and limiter allow it; return what has to be done next."""
+        if (failed := flight.failed) is not None:
+            flight.failed = None
+            return self._next_try(flight, failed)
+        answer = await self._request(flight)
+        if not isinstance(answer, tuple):
+            return answer
+        admission, reply = answer
+        if flight.outcome is not None:
+            # The flight was settled and its task cancelled meanwhile, but other code, such as a user's limiter, caught
+            # the cancellation.
+            return Done(flight.outcome)
+        outcome = flight.judge(reply, self._affinity.now())
+        again = reply.status == 401 and await self._renewed_for(flight, admission, reply)
+        if flight.outcome is not None:
+            return Done(flight.outcome)
+        return Retry() if again else self._after(flight, admission, reply, outcome)
 
-    def _report(self, flight: Flight, admission: Admission, reply: Reply) -> None:
-        batches = flight.path == BATCH_PATH
+    def _after(self, flight: Flight, admission: Admission | None, reply: Reply, outcome: Outcome | None) -> Step:
+        """Return what to do after a reply that no new key helps with.
+
+        Args:
+            flight: the flight.
+            admission: the circuit breaker's admission of the request; None if no request was made.
+            reply: the reply, or the failure.
+            outcome: the outcome that the reply means; None if a retry may succeed.
+        """
+        halts = self._halts(flight, reply)
+        if admission is not None:
+            self._report(flight, admission, reply, halts=halts)
+        if reply.verdict is Verdict.BLOCKED and halts and flight.batch is not None:
+            # The batch will be sent again when the flight gets its next send slot.
+            flight.tries -= 1
+            return Retry(refused=True)
+        if outcome is not None:
+            return Done(outcome)
+        doomed = self._doomed(flight, reply)
+        if doomed is None:
+            return self._next_try(flight, reply)
+        if isinstance(doomed, SettlePart):
+            flight.failed = reply
+        return doomed
+
+    async def rest(self, flight: Flight, retry: Retry) -> None:
+        """Wait before the next attempt of a flight."""
+        if not retry.wait and not retry.by_limiter:
+            return
+        flight.become(FlightState.RETRYING)
+        if retry.by_limiter:
+            await asyncio.sleep(retry.wait)
+        else:
+            await self._breaker.rest(retry.wait)
+        if flight.outcome is None:
+            flight.become(FlightState.QUEUED)
+
+    @staticmethod
+    def _halts(flight: Flight, reply: Reply) -> bool:
+        """Whether a refusal for key, shop or address means that all other requests would be refused, too."""
+        return flight.path == BATCH_PATH or reply.status is None or reply.status in _ANYWHERE
+
+    def _report(self, flight: Flight, admission: Admission, reply: Reply, *, halts: bool) -> None:
         # If sending was halted because the address of the batch endpoint is wrong (e.g. a 404), an answer from another
         # endpoint does not prove that the address of the batch endpoint is correct now.
+        batches = flight.path == BATCH_PATH
         conclusive = batches or self._breaker.status is None or self._breaker.status in _ANYWHERE
-        anywhere = reply.status is None or reply.status in _ANYWHERE
-        self._breaker.report(admission, reply, halts=batches or anywhere, conclusive=conclusive)
+        self._breaker.report(admission, reply, halts=halts, conclusive=conclusive)
 
-    def _doomed(self, flight: Flight, reply: Reply) -> Outcome | None:
-        """Settle the events of `retry.at_most_once` that the API may have recorded; these events are not sent again.
+    def _doomed(self, flight: Flight, reply: Reply) -> Done | SettlePart | None:
+        """Return how to settle the events of `retry.at_most_once` that the API may have recorded; None if none.
 
-        Returns:
-            The outcome of these events if the flight is a direct send or has no other events; otherwise None.
+        These events are not sent again.
         """
         once = self._retry.once_names
         if not (once and reply.maybe_recorded and any(name in once for name in flight.names)):
@@ -145,8 +203,8 @@ class Sender:
         doomed = [position for position, name in enumerate(flight.names) if name in once]
         return self._without(flight, doomed, outcome)
 
-    def _expired(self, flight: Flight) -> Undelivered | None:
-        """Settle the events that have become too old; return their outcome if no other events are left."""
+    def _expired(self, flight: Flight) -> Done | SettlePart | None:
+        """Return how to settle the events that have become too old; None if there are no such events."""
         if self._max_age is None or flight.batch is None:
             return None
         now = self._affinity.now()
@@ -156,23 +214,23 @@ class Sender:
     def _too_late(self, flight: Flight) -> bool:
         return self._affinity.now() - self._breaker.counted_from(flight.tried_at) > self._retry.max_elapsed
 
-    def _without(self, flight: Flight, positions: list[int], outcome: Undelivered) -> Undelivered | None:
+    @staticmethod
+    def _without(flight: Flight, positions: list[int], outcome: Undelivered) -> Done | SettlePart:
         if flight.batch is None or len(positions) == len(flight.batch):
-            return outcome
-        self._part_over(flight, flight.take_out(positions), outcome)
-        return None
+            return Done(outcome)
+        return SettlePart(flight.take_out(positions), outcome)
 
-    async def _wait(self, flight: Flight, reply: Reply) -> Outcome | None:
-        """Wait before the next attempt; return the outcome if the retry policy allows no further attempt."""
+    def _next_try(self, flight: Flight, reply: Reply) -> Done | Retry:
+        """Return how long to wait before the next attempt, or the outcome if the retry policy allows no attempt."""
         now = self._affinity.now()
         if reply.retry_after is not None:
             # The wait is at most `MAX_PAUSE` seconds, like the limiter's pause. Without this bound, a server that asks
             # for a wait of a day would end the retries, because the wait would exceed `max_elapsed`.
             pause = min(reply.retry_after, MAX_PAUSE)
             reply = attrs.evolve(reply, retry_after=pause)
-            self._notify_limiter(lambda: self._limiter.pause_until(now + pause))
+            self._gate.pause(now + pause)
         if reply.verdict is Verdict.THROTTLED:
-            self._notify_limiter(lambda: self._limiter.throttled(flight.departed_at))
+            self._gate.throttled(flight.departed_at)
         if self._is_excused(flight, reply):
             # `flight.tries` still counts the attempt, so the next wait is longer.
             flight.excused += 1
@@ -181,12 +239,8 @@ class Sender:
         elapsed = now - self._breaker.counted_from(flight.tried_at)
         wait = self._retry.wait_before_next(reply, attempt=flight.tries, elapsed=elapsed, excused=flight.excused)
         if wait is None:
-            return flight.give_up("retries_exhausted", now)
-        if reply.failure == "limiter":
-            await asyncio.sleep(wait)
-        else:
-            await self._breaker.rest(wait)
-        return flight.outcome
+            return Done(flight.give_up("retries_exhausted", now))
+        return Retry(wait, by_limiter=reply.failure == "limiter")
 
     def _is_excused(self, flight: Flight, reply: Reply) -> bool:
         """Whether a failed attempt is not counted: `retry.outlast` is set, and the failure is part of an outage."""
@@ -199,55 +253,68 @@ class Sender:
         # and this flight itself is the cause of the failure.
         return self._breaker.answered_at < max(flight.failed_at, flight.tried_at)
 
-    async def _request(self, flight: Flight) -> tuple[Admission | None, Reply] | Undelivered:
+    async def _request(self, flight: Flight) -> tuple[Admission | None, Reply] | Done | SettlePart:
         """Make one request as soon as breaker and limiter allow it.
 
         Returns:
-            The admission and the reply; or, if no request is to be made any more, the outcome of the flight.
+            The admission and the reply; or, if no request was made, what has to be done instead.
         """
-        if flight.turn is None:
+        if flight.slot is None:
             try:
-                flight.turn = await self.next_turn()
+                flight.slot = await self._gate.next_slot()
             except BaseException as error:  # a user's limiter may raise anything
                 if ends_task(error):
                     raise
-                self.limiter_failed(error)
+                self._gate.limiter_failed(error)
                 # No attempt was made, but the limiter's failure counts as a try. Otherwise the flight would ask a
                 # broken limiter for ever.
                 flight.tries += 1
                 return None, Reply(failure="limiter", detail=type(error).__name__, sent=False)
-        turn = flight.turn
-        answered = False
+        slot = flight.slot
+        answered = keeps_slot = False
         try:
-            if turn.admission.probe and self._breaker.status == 401:
+            if slot.admission.probe and self._breaker.status == 401:
                 await self._renewed(self._refused_serial)
-            # The flight may have waited long for its send slot, so some events may be too old now.
-            if flight.outcome is None and (stale := self._expired(flight)) is not None:
-                return stale
             if flight.outcome is not None:
                 return None, Reply(failure="closed", sent=False)
-            if turn.admission.probe and flight.tries and self._too_late(flight):
-                # While the API is down, the breaker sets the time of a probe. This time may be later than the retry
-                # policy allows.
-                return flight.give_up("retries_exhausted", self._affinity.now())
+            if (instead := self._too_old(flight, slot)) is not None:
+                # The other events of the flight are sent with the same slot.
+                keeps_slot = isinstance(instead, SettlePart)
+                return instead
             flight.depart(self._affinity.now())
             self._ledger.count_request(part=flight.divided)
             if self._watch is None:
-                reply = await self._transport.post(flight.path, flight.body, on_sent=turn.sent)
+                reply = await self._transport.post(flight.path, flight.body, on_sent=slot.sent)
             else:
-                reply = await self._watched(self._watch, flight, turn)
+                reply = await self._watched(self._watch, flight, slot)
             answered = reply.status is not None
         finally:
-            turn.end(answered=answered)
-            flight.turn = None
+            if not keeps_slot:
+                slot.end(answered=answered)
+                flight.slot = None
+        return slot.admission, self._counted(flight, reply)
+
+    def _too_old(self, flight: Flight, slot: SendSlot) -> Done | SettlePart | None:
+        """Return what to do instead of a request for events that are too old; None if the request can be made."""
+        # The flight may have waited long for its send slot, so some events may be too old now.
+        if (expired := self._expired(flight)) is not None:
+            return expired
+        if slot.admission.probe and flight.tries and self._too_late(flight):
+            # While the API is down, the breaker sets the time of a probe. This time may be later than the retry policy
+            # allows.
+            return Done(flight.give_up("retries_exhausted", self._affinity.now()))
+        return None
+
+    def _counted(self, flight: Flight, reply: Reply) -> Reply:
+        """Count how a request ended; return the reply as the retry policy sees it."""
         if reply.failure in _UNMADE:
             self._uncount(flight, reply)
-            return turn.admission, reply
+            return reply
         kind = reply.status if reply.status is not None else str(reply.failure)
         self._ledger.count_reply(kind, retry=flight.attempts > 1)
         # The body of the answer is dropped, because the body is not needed any more and may repeat the request with its
         # key.
-        return turn.admission, attrs.evolve(self._as_declared(reply), body=b"")
+        return attrs.evolve(self._as_declared(reply), body=b"")
 
     def _uncount(self, flight: Flight, reply: Reply) -> None:
         """Undo the counts of a request that failed before it was made."""
@@ -256,7 +323,7 @@ class Sender:
         if reply.failure == "key":
             self._key_failed(reply.detail)
 
-    async def _watched(self, watch: Watch, flight: Flight, turn: SendSlot) -> Reply:
+    async def _watched(self, watch: Watch, flight: Flight, slot: SendSlot) -> Reply:
         """Make the request, and report its beginning and its end to the observer."""
         # The observer runs in a copy of the context of the caller of `send`, so context variables that the observer
         # sets are valid for this request only.
@@ -274,7 +341,7 @@ class Sender:
         failure: str | None = "cancelled"
         try:
             with changes_of(context, before):
-                reply = await self._transport.post(flight.path, flight.body, on_sent=turn.sent)
+                reply = await self._transport.post(flight.path, flight.body, on_sent=slot.sent)
             status, failure = reply.status, reply.failure
             return reply
         finally:
@@ -316,55 +383,6 @@ class Sender:
         if failure is not None:
             self._key_failed(failure)
         return changed
-
-    async def next_turn(self) -> SendSlot:
-        """Wait for the right to make one request, and return this right. Raises the errors that the limiter raises."""
-        while True:
-            # The request slot is acquired before the permit. In the other order, requests that already have permits
-            # could wait for slots and would then be sent all at once.
-            await self._wire_slots.acquire()
-            admission: Admission | None = None
-            try:
-                admission = self._breaker.admit()
-                permit = await self._permit() if admission is not None else None
-            except BaseException:
-                self._leave(admission)
-                raise
-            if admission is not None:
-                turn = SendSlot(admission, permit, functools.partial(self._leave, admission), self.limiter_failed)
-                if self._breaker.still_admits(admission):
-                    return turn
-                # The state of the breaker has changed while this method waited for the permit.
-                turn.end()
-            else:
-                self._leave(None)
-                await self._breaker.wait()
-
-    def _leave(self, admission: Admission | None) -> None:
-        self._wire_slots.release()
-        if admission is not None:
-            self._breaker.over(admission)
-        else:
-            self._breaker.nudge()
-
-    async def _permit(self) -> Permit | None:
-        asked_at = self._affinity.now()
-        try:
-            return await self._limiter.acquire()
-        finally:
-            self._ledger.count_limiter_wait(self._affinity.now() - asked_at)
-
-    def _notify_limiter(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except BaseException as error:  # noqa: BLE001 - an error of the limiter must not change the outcome
-            self.limiter_failed(error)
-
-    def limiter_failed(self, error: BaseException) -> None:
-        """Log that the limiter raised `error`; if `error` is the user's Ctrl-C, raise it again."""
-        if is_interrupt(error):
-            raise error
-        self._ledger.log_once(("limiter", type(error)), logging.ERROR, "the limiter failed: %s", type(error).__name__)
 
     def _key_failed(self, name: str) -> None:
         self._ledger.log_once(("key", name), logging.ERROR, "the api_key function failed: %s", name)

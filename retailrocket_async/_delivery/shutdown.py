@@ -12,18 +12,26 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from retailrocket_async._delivery.ledger import AT_ONCE
+from retailrocket_async._delivery.ledger import AT_ONCE, EACH
 from retailrocket_async._errors import error_for
+from retailrocket_async._outcome import Dropped
 from retailrocket_async._runtime.context import timeout_at
 from retailrocket_async._stats import CloseReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Iterator
 
     from retailrocket_async._delivery.circuit_breaker import CircuitBreaker
+    from retailrocket_async._delivery.expiry import Expiry
+    from retailrocket_async._delivery.flusher import Flusher
+    from retailrocket_async._delivery.in_flight import InFlight
+    from retailrocket_async._delivery.intake import Intake
     from retailrocket_async._delivery.ledger import Ledger
+    from retailrocket_async._delivery.pump import Pump
+    from retailrocket_async._delivery.sender import Sender
+    from retailrocket_async._delivery.snapshot import Snapshot
+    from retailrocket_async._queue.buffer import EventBuffer
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
-    from retailrocket_async._stats import Stats
 
 _GRACE: Final = 0.5
 """Seconds to wait, after all events are settled, until the connections are closed. Connections that need more time
@@ -52,12 +60,14 @@ class Shutdown:
         affinity: the loop that the client belongs to.
         ledger: collects undelivered events for the report, and has the hooks.
         breaker: knows why sending is halted, for the report.
-        begins: called first; stops the acceptance of events.
-        flushed: returns when all events have their outcome.
-        leftovers: settles all events that have no outcome, in pieces; yields the cost of each piece, counted in events.
-        left: returns the cost of settling all events that have no outcome, counted in events.
-        disconnect: closes the connections.
-        stats: returns the counters.
+        intake: accepts no event after a close has begun.
+        buffer: holds the waiting events.
+        in_flight: holds the flights.
+        expiry: settles refused events sooner during a close.
+        pump: takes no batch while the leftover events are settled.
+        flusher: waits until all events have their outcome.
+        sender: closes the connections.
+        snapshot: reads the counters.
     """
 
     def __init__(  # noqa: PLR0913 - its collaborators
@@ -66,22 +76,26 @@ class Shutdown:
         ledger: Ledger,
         breaker: CircuitBreaker,
         *,
-        begins: Callable[[], None],
-        flushed: Callable[[], Coroutine[None, None, None]],
-        leftovers: Callable[[], Iterator[int]],
-        left: Callable[[], int],
-        disconnect: Callable[[], Coroutine[None, None, None]],
-        stats: Callable[[], Stats],
+        intake: Intake,
+        buffer: EventBuffer,
+        in_flight: InFlight,
+        expiry: Expiry,
+        pump: Pump,
+        flusher: Flusher,
+        sender: Sender,
+        snapshot: Snapshot,
     ) -> None:
         self._affinity = affinity
         self._ledger = ledger
         self._breaker = breaker
-        self._begins = begins
-        self._flushed = flushed
-        self._leftovers = leftovers
-        self._left = left
-        self._disconnect = disconnect
-        self._stats = stats
+        self._intake = intake
+        self._buffer = buffer
+        self._in_flight = in_flight
+        self._expiry = expiry
+        self._pump = pump
+        self._flusher = flusher
+        self._sender = sender
+        self._snapshot = snapshot
         self._report: asyncio.Future[CloseReport] | None = None
         self._last_tasks: tuple[asyncio.Task[None], ...] = ()
 
@@ -98,12 +112,14 @@ class Shutdown:
             return await self._join(self._report, ends_at)
         self._report = self._affinity.enter().create_future()
         self._ledger.keep_undelivered()
-        self._begins()
+        self._intake.close()
+        self._expiry.close_begins()
+        self._breaker.hurry()
         try:
             # With a timeout of 0 the flush does not even begin.
             if timeout is None or timeout > 0.0:
                 async with timeout_at(None if ends_at is None else ends_at - self._kept(timeout)):
-                    await self._flushed()
+                    await self._flusher.flushed()
         except TimeoutError:
             pass
         finally:
@@ -115,9 +131,26 @@ class Shutdown:
                 self._report.set_result(report)
                 create_task = self._affinity.create_task
                 # The tasks are stored because the loop itself holds only weak references to tasks.
-                self._last_tasks = create_task(self._disconnect()), create_task(self._end_hooks())
-        await self._last_words(ends_at)
+                self._last_tasks = create_task(self._sender.aclose()), create_task(self._end_hooks())
+        await self._wait_for_ends(ends_at)
         return report
+
+    def _leftovers(self) -> Iterator[int]:
+        """Settle all events that have no outcome, in pieces; yield the cost of each piece, counted in events."""
+        self._expiry.close()
+        self._pump.stop()
+        for flight in self._in_flight:
+            if flight.outcome is None:
+                self._in_flight.cut_short(flight, "closed")
+                yield EACH + flight.count
+        dropped = Dropped(reason="closed")
+        for batch in self._buffer.drain(AT_ONCE):
+            self._ledger.close_batch(batch, dropped)
+            yield len(batch) + len(batch.opened_in)
+
+    def _left(self) -> int:
+        """Return the cost of settling all events that have no outcome, counted in events."""
+        return self._buffer.events + self._buffer.batches + self._in_flight.events + EACH * len(self._in_flight)
 
     async def _join(self, report: asyncio.Future[CloseReport], ends_at: float | None) -> CloseReport:
         """Wait for the close that is under way; if this caller's deadline passes first, settle all events at once."""
@@ -167,7 +200,7 @@ class Shutdown:
     def _reported(self, started_at: float) -> CloseReport:
         refusal = self._breaker.refusal(attempts=1)
         return CloseReport(
-            stats=self._stats(),
+            stats=self._snapshot.read(),
             undelivered=tuple(self._ledger.undelivered),
             elapsed=self._affinity.now() - started_at,
             error=None if refusal is None else error_for(refusal),
@@ -179,7 +212,7 @@ class Shutdown:
         finally:
             self._ledger.hooks.close()
 
-    async def _last_words(self, ends_at: float | None) -> None:
+    async def _wait_for_ends(self, ends_at: float | None) -> None:
         """Wait for connections and hooks to end, but not beyond the caller's deadline."""
         disconnecting, ending_hooks = self._last_tasks
         if (left := self._time_left(ends_at)) > 0.0:

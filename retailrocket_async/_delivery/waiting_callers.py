@@ -24,8 +24,8 @@ _WOKEN_AT_ONCE: Final = 200
 class WaitingCallers:
     """Queues callers while the buffer is full, and accepts their events in the order of the calls.
 
-    A caller whose visitor has too many waiting events (`Buffer.max_visitor_events`) waits in a queue of this visitor, so
-    this caller delays no caller of another visitor.
+    A caller whose visitor has too many waiting events (`Buffer.max_visitor_events`) waits in a queue of this visitor.
+    So this caller delays no caller of another visitor.
 
     Args:
         affinity: the loop that the client belongs to.
@@ -163,7 +163,7 @@ class _Caller:
 
     __slots__ = ("admitted", "alone", "came_at", "envelope", "event_name", "key")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a record
         self,
         event_name: str,
         envelope: bytes,

@@ -191,7 +191,7 @@ class Codec:
                 if label is not None and not _has_key_twice(data, envelope):
                     return *label, data
         event = self.decode(data, allow_custom=allow_custom)
-        return event.event_name, _visitor(event), self.encode(event)
+        return event.event_name, visitor_of(event), self.encode(event)
 
     def _name_of(self, event: Event) -> str:
         if type(event) not in self._to_object:
@@ -229,6 +229,13 @@ def _encoder(name: str, to_object: Callable[[Any], dict[str, Any]], option: int)
         return head + dumps(to_object(event), None, option) + b"}"
 
     return encode
+
+
+def bare_of(envelope: bytes) -> bytes:
+    """Return the body of a request to the event's own endpoint: the envelope's JSON without the event's name."""
+    name = _STRING.search(envelope)
+    assert name is not None  # noqa: S101 - an envelope is an object with exactly one key
+    return envelope[envelope.index(b":", name.end()) + 1 : envelope.rindex(b"}")].strip()
 
 
 def label_of(envelope: bytes) -> tuple[str, str]:
@@ -351,7 +358,8 @@ def _moment(value: object, _: object) -> object:
     return value
 
 
-def _visitor(event: Event) -> str:
+def visitor_of(event: Event) -> str:
+    """Return the session id of the visitor of an event; ``""`` if the event has no session id."""
     if isinstance(event, CustomEvent):
         return str(event.fields.get("sessionExternalId", ""))
     return str(getattr(event, "session_external_id", ""))

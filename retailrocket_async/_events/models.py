@@ -54,6 +54,8 @@ class Event:
     """The base of all events; construct one of its subclasses."""
 
     wire_name: ClassVar[str] = ""
+    # Whether a `visitorEvents` batch may hold the event. Otherwise the event is sent to its own endpoint.
+    batchable: ClassVar[bool] = True
 
     @property
     def event_name(self) -> str:
@@ -271,6 +273,9 @@ EVENT_TYPES: dict[str, type[VisitorEvent]] = {
     )
 }
 """The documented event classes by the event's name in the API."""
+
+UNBATCHABLE: frozenset[str] = frozenset(name for name, cls in EVENT_TYPES.items() if not cls.batchable)
+"""Names of the events that no `visitorEvents` batch may hold."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,49}", re.ASCII)
 

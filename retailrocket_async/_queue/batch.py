@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from retailrocket_async._queue.run import Run
     from retailrocket_async._receipt import Receipt
 
 
@@ -20,13 +19,9 @@ class Batch:
         receipts: the receipt of each event.
         times: when each event was tracked (seconds on the buffer's clock); empty without `Buffer.max_age`.
         size: number of bytes of the request body with these events.
-        opened_at: when the oldest of the batch's runs was opened (seconds on the buffer's clock). An event that had to
+        opened_at: when the batch was opened for its first event (seconds on the buffer's clock). An event that had to
             wait for space may have been tracked earlier.
-        generation: number of flushes that had begun when the batch was opened. After the next flush has begun, new
-            events may still be added to the batch, and that flush waits for these events, too. So frequent flushes do
-            not make many small batches.
-        opened_in: the generations of all runs in the batch; empty for a part of a batch.
-        runs: the runs in the batch, in order; empty for a part of a batch.
+        opened_in: the generations of all runs in the batch (see `Run`), each once per run; empty for a part of a batch.
         attempts: number of requests with these events before the batch was divided.
         maybe_recorded: whether the API may have recorded one of these requests.
     """
@@ -35,25 +30,21 @@ class Batch:
         "alone",
         "attempts",
         "envelopes",
-        "generation",
         "maybe_recorded",
         "opened_at",
         "opened_in",
         "receipts",
-        "runs",
         "size",
         "times",
     )
 
-    def __init__(self, opened_at: float, generation: int) -> None:
+    def __init__(self, opened_at: float) -> None:
         self.envelopes: list[bytes] = []
         self.receipts: list[Receipt] = []
         self.times: list[float] = []
         self.size = 1
         self.opened_at = opened_at
-        self.generation = generation
         self.opened_in: list[int] = []
-        self.runs: list[Run] = []
         self.alone = False
         self.attempts = 0
         self.maybe_recorded = False
@@ -64,31 +55,23 @@ class Batch:
     def __iter__(self) -> Iterator[tuple[bytes, Receipt]]:
         return zip(self.envelopes, self.receipts, strict=True)
 
-    def add(self, run: Run) -> None:
-        """Append the events of a run that has left the buffer."""
-        self._append(run)
-        self.opened_at = min(self.opened_at, run.opened_at)
-        self.opened_in.append(run.generation)
-        self.runs.append(run)
-
     def join_end(self, other: Batch) -> None:
-        """Append the events and generations of `other`, so that both are settled together."""
-        self._append(other)
-        self.opened_in += other.opened_in
-
-    def _append(self, other: Batch) -> None:
+        """Append the events and generations of `other`."""
         self.envelopes += other.envelopes
         self.receipts += other.receipts
         self.times += other.times
         self.size += other.size - 1
+        self.opened_at = min(self.opened_at, other.opened_at)
+        self.opened_in += other.opened_in
 
     def part(self, start: int, stop: int) -> Batch:
-        """Return a new batch with the events from `start` to before `stop`; its `runs` and `opened_in` are empty."""
-        part = Batch(self.opened_at, self.generation)
+        """Return a new batch with the events from `start` to before `stop`; its `opened_in` is empty."""
+        part = Batch(self.opened_at)
         part.envelopes = self.envelopes[start:stop]
         part.receipts = self.receipts[start:stop]
         part.times = self.times[start:stop]
         part.size = 1 + sum(map(len, part.envelopes)) + len(part.envelopes)
+        part.alone = self.alone
         part.attempts, part.maybe_recorded = self.attempts, self.maybe_recorded
         return part
 

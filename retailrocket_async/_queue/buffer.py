@@ -34,11 +34,12 @@ from typing import TYPE_CHECKING, Final
 from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.body_limit import BodyLimit
 from retailrocket_async._queue.run import Backlog, Hold, Run
+from retailrocket_async._queue.taken_batch import TakenBatch
 from retailrocket_async._runtime.foreign_code import ensure_stack
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from retailrocket_async._queue.options import Batching, Buffer
     from retailrocket_async._receipt import Receipt
@@ -135,8 +136,7 @@ class EventBuffer:
         """
         bounds = self._bounds
         return (
-            self.events + count <= bounds.max_events
-            and self.bytes + self._bytes_in_flight + size <= bounds.max_bytes
+            self.events + count <= bounds.max_events and self.bytes + self._bytes_in_flight + size <= bounds.max_bytes
         )
 
     def admits(self, key: int | None) -> bool:
@@ -144,9 +144,7 @@ class EventBuffer:
         run = self._last.get(key)
         return run is None or run.backlog is None or run.backlog.events < self._bounds.max_visitor_events
 
-    def offer(
-        self, envelope: builtins.bytes, receipt: Receipt, key: int | None, *, alone: bool = False
-    ) -> bool | None:
+    def offer(self, envelope: builtins.bytes, receipt: Receipt, key: int | None, *, alone: bool = False) -> bool | None:
         """Append one event if the event is within all bounds.
 
         Returns:
@@ -264,77 +262,57 @@ class EventBuffer:
             return max(0.0, oldest.ready_at + self._linger - self._clock())
         return None
 
-    def take(self) -> Batch | None:
+    def take(self) -> TakenBatch | None:
         """Remove and return the next batch; None if no run is ready.
 
         Further events of the batch's visitors wait until `release` is called.
         """
-        chosen: list[Run] = []
-        events, size, misses = 0, 1, 0
-        for candidate in self._ready:
-            if chosen and (self._is_apart(chosen[0], candidate) or not self._fits_in(candidate, events, size)):
-                misses += 1
-                if misses >= _LOOKED_AT:
-                    break
-                continue
-            chosen.append(candidate)
-            if candidate.alone:
-                break
-            events += len(candidate)
-            size += candidate.size - 1
-            for trail in self._behind(candidate, events, size):
-                chosen.append(trail)
-                events += len(trail)
-                size += trail.size - 1
-            if events >= self._max_events:
-                break
-        if not chosen:
+        first = next(iter(self._ready), None)
+        if first is None:
             return None
-        batch = Batch(chosen[0].opened_at, self.generation)
-        batch.alone = chosen[0].alone
-        for run in chosen:
+        batch = TakenBatch(first)
+        self._add_trails(batch, first)
+        misses = 0
+        for run in self._ready:
+            if misses >= _LOOKED_AT or len(batch) >= self._max_events:
+                break
+            if run is first:
+                continue
+            if self._fits_in(run, batch):
+                batch.add(run)
+                self._add_trails(batch, run)
+            else:
+                misses += 1
+        for run in batch.runs:
             self._depart(run)
-            batch.add(run)
-        for run in chosen:
+        for run in batch.runs:
             for trail in run.followers.values():
                 self._count_chain(trail, leaves=False)
         self._bytes_in_flight += batch.size - 1
         return batch
 
-    def _behind(self, run: Run, events: int, size: int) -> list[Run]:
-        """Return the trails behind `run` that fit in the same batch; no trail of a visitor is skipped.
-
-        Args:
-            run: a run of the batch.
-            events: number of events that the batch has so far.
-            size: number of bytes that the batch has so far.
-        """
-        fitting: list[Run] = []
+    def _add_trails(self, batch: TakenBatch, run: Run) -> None:
+        """Add the trails behind `run`, a run of the batch, that fit in the batch; skip no trail of a visitor."""
         for key, first in run.followers.items():
             trail: Run | None = first
-            while (
-                trail is not None
-                and not isinstance(trail, Hold)
-                and self._fits_in(trail, events, size)
-                and not self._is_apart(run, trail)
-            ):
-                fitting.append(trail)
-                events += len(trail)
-                size += trail.size - 1
+            while trail is not None and not isinstance(trail, Hold) and self._fits_in(trail, batch):
+                batch.add(trail)
                 trail = trail.followers.get(key)
-            if events >= self._max_events:
-                break
-        return fitting
+            if len(batch) >= self._max_events:
+                return
 
-    def _is_apart(self, run: Run, other: Run) -> bool:
-        """Whether two runs must not be in one batch."""
+    def _fits_in(self, run: Run, batch: TakenBatch) -> bool:
+        """Whether a run may be added to a batch."""
         # While sending is halted, all events of a batch are rejected together when they have become too old, so a batch
         # must not contain both old and new events.
-        too_young = self._short and abs(run.opened_at - other.opened_at) > _SHORT_BATCH_SPAN
-        return too_young or run.alone or other.alone
-
-    def _fits_in(self, run: Run, events: int, size: int) -> bool:
-        return events + len(run) <= self._max_events and size + run.size - 1 <= self.cap.bytes
+        apart = self._short and abs(run.opened_at - batch.opened_at) > _SHORT_BATCH_SPAN
+        return (
+            not apart
+            and not run.alone
+            and not batch.alone
+            and len(batch) + len(run) <= self._max_events
+            and batch.size + run.size - 1 <= self.cap.bytes
+        )
 
     def _depart(self, run: Run) -> None:
         run.departed = run.full = True
@@ -350,7 +328,7 @@ class EventBuffer:
         self._forget(run)
         self._departed[run] = None
 
-    def hold(self, keys: Collection[int | None], granted: Callable[[], None]) -> Hold:
+    def hold(self, keys: Iterable[int | None], granted: Callable[[], None]) -> Hold:
         """Keep the order of visitors for a request that is sent without the buffer.
 
         The request must be sent after `granted` was called: then all earlier events of these visitors have their
@@ -401,7 +379,7 @@ class EventBuffer:
     def _is_urgent(self, run: Run) -> bool:
         return run.hurried or run.generation != self.generation
 
-    def release(self, batch: Batch, held: Collection[int | None] = ()) -> bool:
+    def release(self, batch: TakenBatch, held: Collection[int | None] = ()) -> bool:
         """Settle the runs of a batch whose events have outcomes; return whether another run became ready.
 
         Args:
@@ -456,12 +434,31 @@ class EventBuffer:
 
         Events count as waiting until they are yielded.
         """
+        waiting = list(self._order)
+        self._part_from_visitors(waiting)
         batch: Batch | None = None
+        # Events that are appended while this method yields are not drained.
+        for run in waiting:
+            if run not in self._order:
+                # The run expired while this method yielded.
+                continue
+            if batch is not None and len(batch) + len(run) > most:
+                yield batch
+                batch = None
+            if batch is None:
+                batch = Batch(run.opened_at)
+            self._forget(run)
+            batch.join_end(run)
+        if batch is not None:
+            yield batch
+
+    def _part_from_visitors(self, waiting: list[Run]) -> None:
+        """Make the waiting runs leave their visitors' order, so that only events in flight hold a visitor's events."""
         self._unit = None
         self._ready.clear()
         self._ready_events = self._ready_bytes = self._urgent = 0
         self._last.clear()
-        for run in self._order:
+        for run in waiting:
             self._keep_holds(run)
         for run in self._departed:
             run.followers = {
@@ -471,25 +468,11 @@ class EventBuffer:
                 self._last[key] = run
                 while (following := self._last[key].followers.get(key)) is not None:
                     self._last[key] = following
-        for run in self._order:
-            # The run still counts as waiting until it is yielded, but keeps no visitor in order any more.
+        for run in waiting:
             if run.backlog is not None:
                 run.backlog.events -= len(run)
+                run.backlog = None
             run.ready, run.leaves, run.full, run.keys, run.followers = False, False, True, [], {}
-        # Events that are appended while this method yields are not drained.
-        for run in list(self._order):
-            if run not in self._order:
-                # The run expired while this method yielded.
-                continue
-            if batch is None:
-                batch = Batch(run.opened_at, run.generation)
-            elif len(batch) + len(run) > most:
-                yield batch
-                batch = Batch(run.opened_at, run.generation)
-            self._forget(run)
-            batch.add(run)
-        if batch is not None:
-            yield batch
 
     def _keep_holds(self, run: Run) -> None:
         """Let the holds behind `run`, which is drained, wait only for the events that are in flight."""
@@ -505,6 +488,10 @@ class EventBuffer:
                 follower.waits_for -= 1
                 if not follower.waits_for:
                     self._grant(follower)
+
+    def longest_backlog(self) -> int:
+        """Return the largest number of events that wait for earlier events of the same visitor; 0 if none waits so."""
+        return max((run.backlog.events for run in self._order if run.backlog is not None), default=0)
 
     def oldest_age(self) -> float:
         """Return the age of the oldest waiting event in seconds; 0 if no event waits."""
@@ -584,7 +571,7 @@ class EventBuffer:
             self._ready_bytes -= size
         if run:
             return removed
-        removed.opened_in = [run.generation]
+        removed.opened_in = run.opened_in
         run.full = True
         if run is self._unit:
             self._unit = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, Generic, Literal, TypeAlias, TypeVar, cast
 
 from retailrocket_async._errors import ConfigurationError, brief
 
@@ -87,7 +87,10 @@ def checked_ranking(ranking: object) -> Mapping[str, int]:
     return Ranking(cast("dict[str, int]", copy))
 
 
-class Ranks:
+BatchT = TypeVar("BatchT", bound="Batch")
+
+
+class Ranks(Generic[BatchT]):
     """Keeps the waiting events by rank, and finds the event to evict first: the oldest event of the lowest rank.
 
     Args:
@@ -99,14 +102,14 @@ class Ranks:
         # The waiting events of each rank, oldest first, each with its run. The buffer's list of runs cannot be used
         # instead, because several runs are open at the same time, so runs are not sorted by the age of all their
         # events. A plain dict would be slow when its first entries are removed.
-        self._waiting: dict[int, OrderedDict[Receipt, Batch]] = {}
+        self._waiting: dict[int, OrderedDict[Receipt, BatchT]] = {}
         self._bytes: Counter[int] = Counter()
 
     def of(self, event_name: str) -> int:
         """Return the rank of an event."""
         return self._ranking.get(event_name, _UNNAMED)
 
-    def add(self, batch: Batch, receipt: Receipt, size: int) -> None:
+    def add(self, batch: BatchT, receipt: Receipt, size: int) -> None:
         """Add one event of a batch; `size` is its number of bytes."""
         rank = self._ranking.get(receipt.event_name, _UNNAMED)
         waiting = self._waiting.get(rank)
@@ -128,7 +131,7 @@ class Ranks:
         rank = self.of(event_name)
         return sum(size for other, size in self._bytes.items() if other <= rank)
 
-    def first(self, event_name: str) -> tuple[Batch, int] | None:
+    def first(self, event_name: str) -> tuple[BatchT, int] | None:
         """Return the batch and position of the event to evict for a new event called `event_name`, or None."""
         for rank in sorted(self._waiting):
             if rank > self.of(event_name):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import get_args
+from typing import Any, get_args
 
 import attrs
 
@@ -88,7 +88,7 @@ class Buffer:
         if age is not None and (type(age) not in (int, float) or not 0 < age < math.inf):
             raise ConfigurationError(f"Buffer.max_age must be None or a number of seconds above 0, not {age!r}")
 
-    def ranks(self) -> Ranks | None:
+    def ranks(self) -> Ranks[Any] | None:
         """Return the object that chooses the event to evict, or None if `overflow` evicts no waiting events."""
         if self.overflow == "shed":
             return Ranks(self.ranking)

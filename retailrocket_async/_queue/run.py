@@ -27,7 +27,7 @@ class Backlog:
 
     __slots__ = ("events", "ranks")
 
-    def __init__(self, ranks: Ranks | None) -> None:
+    def __init__(self, ranks: Ranks[Run] | None) -> None:
         self.events = 0
         self.ranks = ranks
 
@@ -37,11 +37,14 @@ class Run(Batch):
 
     Args:
         opened_at: when the run was opened (seconds on the buffer's clock).
-        generation: number of flushes that had begun when the run was opened.
+        generation: see the attribute.
         follows: see the attribute.
         backlog: see the attribute.
 
     Attributes:
+        generation: number of flushes that had begun when the run was opened. After the next flush has begun, new events
+            may still be added to the run, and that flush waits for these events, too. So frequent flushes do not make
+            many small runs.
         keys: the key of each visitor who has events in the run, each key once. While the run is in flight, the keys of
             settled visitors are removed.
         follows: the run that must be settled before this run is ready; None if there is no such run.
@@ -61,6 +64,7 @@ class Run(Batch):
         "followers",
         "follows",
         "full",
+        "generation",
         "hurried",
         "keys",
         "leaves",
@@ -69,7 +73,9 @@ class Run(Batch):
     )
 
     def __init__(self, opened_at: float, generation: int, follows: Run | None, backlog: Backlog | None) -> None:
-        super().__init__(opened_at, generation)
+        super().__init__(opened_at)
+        self.generation = generation
+        self.opened_in.append(generation)
         self.keys: list[int] = []
         self.follows = follows
         self.followers: dict[int, Run] = {}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Sequence
 
     from retailrocket_async._delivery.dispatcher import Dispatcher
+    from retailrocket_async._delivery.ledger import Keeper
     from retailrocket_async._delivery.rate_limiter import Limiter
     from retailrocket_async._errors import EventValidationError
     from retailrocket_async._events.envelopes import EnvelopeReader
@@ -45,8 +46,8 @@ class SpooledDispatcher:
     Args:
         spool: the settings of the spool.
         shop: the partner id of the shop.
-        make_engine: makes the engine that sends. `make_engine` gets two functions as arguments. The first function
-            returns the outcome that the events of a batch get. The second function wraps the limiter.
+        make_engine: makes the engine that sends. `make_engine` gets two arguments: this object, which stores the
+            outcomes of batches, and a function that wraps the limiter.
         batching: the bounds of a batch.
         once: names of events that are not sent again if the API may have recorded them.
         overflow: what happens if the spool is full; see `Buffer.overflow`.
@@ -60,7 +61,7 @@ class SpooledDispatcher:
         self,
         spool: SqliteSpool,
         shop: str,
-        make_engine: Callable[[Callable[..., Outcome], Callable[[Limiter], Limiter]], Dispatcher],
+        make_engine: Callable[[Keeper, Callable[[Limiter], Limiter]], Dispatcher],
         *,
         batching: Batching,
         once: frozenset[str],
@@ -75,8 +76,7 @@ class SpooledDispatcher:
         self._running: RunningSpool | None = None
         self._closing: asyncio.Task[CloseReport] | None = None
         self._hurry: asyncio.Event = asyncio.Event()
-        self.engine = make_engine(self._keep, lambda limiter: LeasedLimiter(limiter, self._may_send))
-        self.engine.kept_elsewhere = lambda: self._ledger.process_events.pending + self._unwritten
+        self.engine = make_engine(self, lambda limiter: LeasedLimiter(limiter, self._may_send))
         self.intake = SpoolIntake(self, self.engine, self._ledger)
 
     # --- the spool ----------------------------------------------------------------------------------------------------
@@ -122,8 +122,14 @@ class SpooledDispatcher:
     def _unwritten(self) -> int:
         return 0 if self._running is None else self._running.writer.waiting
 
-    def _keep(self, batch: Batch, outcome: Outcome) -> Outcome:
+    def keep(self, batch: Batch, outcome: Outcome) -> Outcome:
+        """Have the outcome of a batch written to the file; return the outcome that its events get."""
         return outcome if self._running is None else self._running.forwarder.keep(batch, outcome)
+
+    @property
+    def undelivered(self) -> int:
+        """Number of undelivered events that this process has tracked."""
+        return self._ledger.process_events.pending + self._unwritten
 
     def _may_send(self) -> bool:
         return self._running is None or self._running.forwarder.reader.may_send()
@@ -150,14 +156,14 @@ class SpooledDispatcher:
         """Accept events as envelopes, and write the events to the spool in groups; see `Engine.accept_envelopes`."""
         return await accept_envelopes(envelopes, reader, self.intake)
 
-    async def send(self, path: str, body: bytes, names: Sequence[str]) -> Delivered:
+    async def send(self, path: str, body: bytes, names: Sequence[str], visitors: Sequence[str]) -> Delivered:
         """Send one request without writing its events to the spool; see `Dispatcher.send`."""
         self.affinity.enter()
         self.intake.check_open()
         self._ledger.track_direct(len(names))
         outcome: Outcome = Abandoned(reason="cancelled", maybe_recorded=True)
         try:
-            outcome = await self.engine.send(path, body, names)
+            outcome = await self.engine.send(path, body, names, visitors)
         except DeliveryError as error:
             outcome = error.outcome
             raise

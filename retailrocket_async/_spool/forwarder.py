@@ -75,7 +75,6 @@ class Forwarder:
         engine: sends the events.
         window: limits how many events the engine may have at a time.
         once: names of events that are not sent again if the API may have recorded them.
-        keyed: whether the engine needs the visitor of each event, to keep the order of each visitor's events.
         max_age: seconds after which an event expires, that is, is not sent any more.
         lease_validity: number of seconds for which this process may send after it has renewed the lease.
         clock: returns the loop's time in seconds; called in any thread.
@@ -95,7 +94,6 @@ class Forwarder:
         window: Window,
         *,
         once: frozenset[str],
-        keyed: bool,
         max_age: float,
         lease_validity: float,
         clock: Callable[[], float],
@@ -104,7 +102,6 @@ class Forwarder:
         self._engine = engine
         self._window = window
         self._once = once
-        self._keyed = keyed
         self._max_age = max_age
         # The time of the last event that was passed to the engine. The engine expects events in the order of time.
         self._came_at = 0.0
@@ -221,7 +218,7 @@ class Forwarder:
         elif expired:
             self._engine.intake.end(body, receipt, Dropped(reason="expired"))
         else:
-            self._engine.intake.feed(body, receipt, label_of(body)[1] if self._keyed else "", came_at)
+            self._engine.intake.feed(body, receipt, label_of(body)[1], came_at)
 
     def _fed(self, count: int, size: int) -> None:
         self._window.add(count, size)

@@ -91,7 +91,6 @@ class RunningSpool:
             engine,
             window,
             once=once,
-            keyed=batching.ordered or batching.by_session,
             max_age=spool.max_age,
             # Half of the lease's time-out. If a request is sent at the end of this half, the other half is left for the
             # answer. Only then may another process take the lease.

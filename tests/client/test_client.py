@@ -536,7 +536,7 @@ async def test_ordered_batching_keeps_every_visitors_order_through_failures() ->
         return OK
 
     retry = RetryPolicy(initial_backoff=0.001, max_backoff=0.01)
-    batching = Batching(max_events=7, ordered=True)
+    batching = Batching(max_events=7)
     async with raw_server() as server, _client(server, retry=retry, batching=batching, rate_limit=None) as client:
         server.respond = flaky
         await client.track_many(View(session_external_id=f"v{n % 13}", product_id=n) for n in range(500))
@@ -551,7 +551,7 @@ async def test_ordered_batching_keeps_every_visitors_order_through_failures() ->
 
 async def test_by_session_never_mixes_visitors() -> None:
     """If `by_session` is set, every request contains the events of one visitor only."""
-    batching = Batching(by_session=True)
+    batching = Batching()
     async with raw_server() as server, _client(server, batching=batching, rate_limit=None) as client:
         await client.track_many(View(session_external_id=f"v{n % 5}", product_id=n) for n in range(50))
         await client.flush()

@@ -216,7 +216,7 @@ def test_a_batch_bad_throughout_is_given_up_early() -> None:
 async def test_other_batches_keep_flowing(virtual_clock: CheckedLoop) -> None:
     """If a batch is bisected, other batches are delivered meanwhile, because it has one request in flight at most."""
     engine = Engine(
-        ScriptedTransport(then=refusing(3)), batching=Batching(ordered=False, max_events=10, max_in_flight=2)
+        ScriptedTransport(then=refusing(3)), batching=Batching(max_events=10, max_in_flight=2)
     )
     receipts = await engine.track_all(range(100))
     await receipts[99]
@@ -247,7 +247,7 @@ def test_a_part_that_fails_is_retried_alone(failure: Step | int) -> None:
 
 def test_an_ordered_visitor_stays_in_order() -> None:
     """If events are ordered, a refused batch is recorded in the order of tracking, and before all later events."""
-    options = {"batching": Batching(max_events=8, ordered=True)}
+    options = {"batching": Batching(max_events=8)}
     _, engine = outcomes(40, refusing(2, 13, 30), **options)
 
     assert engine.transport.recorded_numbers == [number for number in range(40) if number not in (2, 13, 30)]

@@ -94,7 +94,7 @@ class Scene:
     def __init__(self, *script: Step | int, then: Step | int = OK, gated: bool = False, **options: Any) -> None:
         self.transport = ScriptedTransport(*script, then=then)
         self.limiter = RecordingLimiter(*options.pop("errors", ()), gated=gated)
-        options.setdefault("batching", Batching(ordered=False, max_events=1, max_in_flight=IN_FLIGHT))
+        options.setdefault("batching", Batching(max_events=1, max_in_flight=IN_FLIGHT))
         self.engine = Engine(self.transport, limiter=self.limiter, **options)
         self.receipts: dict[int, Receipt] = {}
         self.sends: dict[int, asyncio.Task[Any]] = {}
@@ -577,7 +577,7 @@ async def test_everyone_cancelled_in_any_turn(virtual_clock: CheckedLoop, turn: 
         transport,
         limiter=limiter,
         buffer=Buffer(max_events=4),
-        batching=Batching(max_events=2, max_in_flight=IN_FLIGHT, ordered=turn % 2 == 1),
+        batching=Batching(max_events=2, max_in_flight=IN_FLIGHT),
         retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
     )
     receipts: list[Receipt] = []
@@ -623,7 +623,7 @@ async def test_everyone_cancelled_amid_faults(virtual_clock: CheckedLoop, turn: 
         transport,
         limiter=limiter,
         buffer=Buffer(max_events=6, max_age=60.0),
-        batching=Batching(max_events=4, max_in_flight=IN_FLIGHT, ordered=turn % 4 == 2),
+        batching=Batching(max_events=4, max_in_flight=IN_FLIGHT),
         retry=RetryPolicy(initial_backoff=0.1, max_backoff=0.1),
         on_outcome=into(reported),
     )

@@ -43,7 +43,7 @@ DOWN = {
     "broken": Step(reply=Reply(failure="broken", detail="ReadError")),
 }
 # Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
-ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
+ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8)
 
 
 def until(moment: float, step: Step) -> Any:
@@ -123,7 +123,7 @@ async def test_memory_stays_bounded(virtual_clock: CheckedLoop) -> None:
     """If the API is down, the buffer stays within its bounds, callers wait, and no event is lost."""
     transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
     engine = Engine(
-        transport, batching=Batching(ordered=False, max_events=10, max_in_flight=8), buffer=Buffer(max_events=200)
+        transport, batching=Batching(max_events=10, max_in_flight=8), buffer=Buffer(max_events=200)
     )
     tracking = asyncio.create_task(engine.track_all(range(2000)))
     await asyncio.sleep(90.0)

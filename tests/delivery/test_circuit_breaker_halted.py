@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 BLOCKED = [401, 403, 404, 405, 407, 301, 302, 307, 308]
 # Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
-ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
+ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8)
 
 
 def listening(changes: list[StateChange]) -> Callable[[StateChange], Awaitable[None]]:
@@ -99,7 +99,7 @@ async def test_when_mended_everything_goes(virtual_clock: CheckedLoop) -> None:
     """If the shop is accepted again, all waiting events are delivered once, within two seconds."""
     transport = ScriptedTransport(then=403)
     changes: list[StateChange] = []
-    batching = Batching(max_events=10, max_in_flight=8, ordered=False)
+    batching = Batching(max_events=10, max_in_flight=8)
     engine = Engine(transport, batching=batching, on_state_change=listening(changes))
     receipts = await engine.track_all(range(500))
     await asyncio.sleep(10.0)
@@ -275,7 +275,7 @@ async def test_an_event_that_may_have_been_recorded_is_not_called_rejected(virtu
 async def test_late_answers_change_nothing(virtual_clock: CheckedLoop) -> None:
     """If requests that were in flight at the refusal succeed, the halt does not end."""
     transport = ScriptedTransport(PARKED, 401, then=401)
-    batching = Batching(max_events=1, max_in_flight=2, ordered=False)
+    batching = Batching(max_events=1, max_in_flight=2)
     engine = Engine(transport, batching=batching, retry=RetryPolicy(max_halt=1e6))
     receipts = await engine.track_all(range(20))
     await asyncio.sleep(0.5)
@@ -381,7 +381,7 @@ async def test_while_the_key_is_asked_for_there_is_no_other_probe(virtual_clock:
     """If a probe is refused for its key, no other request is sent while the client asks for a new key."""
     transport = ScriptedTransport(*[NO_CONNECTION] * 5, then=401)
     transport.keeps_key = True
-    engine = Engine(transport, renewable=True, batching=Batching(max_events=1, max_in_flight=5, ordered=False))
+    engine = Engine(transport, renewable=True, batching=Batching(max_events=1, max_in_flight=5))
     await engine.track_all(range(20))
     await asyncio.sleep(20.0)
     assert engine.stats().state == "down"

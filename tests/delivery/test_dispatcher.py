@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from retailrocket_async._receipt import Receipt
 
 # Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
-ONE_EACH = Batching(max_events=1, ordered=False)
+ONE_EACH = Batching(max_events=1)
 """Settings by which each event is sent in a request of its own."""
 
 
@@ -83,7 +83,7 @@ async def test_later_events_do_not_prolong_the_linger(virtual_clock: CheckedLoop
 
 async def test_full_batch_leaves_at_once(virtual_clock: CheckedLoop) -> None:
     """If a batch is full, it leaves without linger."""
-    engine = Engine(ScriptedTransport(), batching=Batching(ordered=False, max_events=3))
+    engine = Engine(ScriptedTransport(), batching=Batching(max_events=3))
     await engine.track_all(range(7))
     await engine.flush()
 
@@ -125,7 +125,7 @@ async def test_scarce_permits_make_large_batches(virtual_clock: CheckedLoop) -> 
 async def test_max_in_flight_is_used_and_never_exceeded(virtual_clock: CheckedLoop) -> None:
     """If the server is slow, exactly `max_in_flight` requests are in flight."""
     transport = ScriptedTransport(then=Step(latency=1.0))
-    engine = Engine(transport, batching=Batching(ordered=False, max_events=1, max_in_flight=3))
+    engine = Engine(transport, batching=Batching(max_events=1, max_in_flight=3))
     await engine.track_all(range(20))
     sends = [asyncio.create_task(engine.send(number)) for number in range(20, 25)]
     await engine.flush()
@@ -139,7 +139,7 @@ async def test_max_in_flight_is_used_and_never_exceeded(virtual_clock: CheckedLo
 async def test_send_passes_batches_that_wait_for_their_retry(virtual_clock: CheckedLoop) -> None:
     """If all batches wait for their retries, a direct send gets a free wire slot at once."""
     transport = ScriptedTransport(503, 503, then=OK)
-    engine = Engine(transport, batching=Batching(ordered=False, max_events=1, max_in_flight=2), retry=SLOW_RETRY)
+    engine = Engine(transport, batching=Batching(max_events=1, max_in_flight=2), retry=SLOW_RETRY)
     await engine.track_all(range(5))
     await asyncio.sleep(0.051)
     begin = now()
@@ -150,7 +150,7 @@ async def test_send_passes_batches_that_wait_for_their_retry(virtual_clock: Chec
 
 async def test_custom_events_keep_their_visitors_order(virtual_clock: CheckedLoop) -> None:
     """If an event has a type unknown to this package, it is ordered by its visitor like any other event."""
-    engine = Engine(ScriptedTransport(status(503), then=OK), batching=Batching(max_events=1, by_session=True))
+    engine = Engine(ScriptedTransport(status(503), then=OK), batching=Batching(max_events=1))
     await engine.track(1, "ann")
     for number in (2, 3):
         fields = {"sessionExternalId": "ann", "productId": number}
@@ -184,7 +184,7 @@ async def test_flush_does_not_linger(virtual_clock: CheckedLoop) -> None:
 async def test_flush_waits_for_everything_before_it(virtual_clock: CheckedLoop) -> None:
     """If a flush returns, events in the buffer, in flight, between attempts and in direct sends have their outcomes."""
     transport = ScriptedTransport(503, PARKED, PARKED, then=PARKED)
-    engine = Engine(transport, batching=Batching(ordered=False, max_events=1, max_in_flight=3))
+    engine = Engine(transport, batching=Batching(max_events=1, max_in_flight=3))
     receipts = await engine.track_all(range(6))
     send = asyncio.create_task(engine.send(6))
     await asyncio.sleep(0.07)
@@ -220,7 +220,7 @@ async def test_later_events_do_not_hold_a_flush(virtual_clock: CheckedLoop) -> N
 async def test_concurrent_flushes_wait_for_their_own(virtual_clock: CheckedLoop) -> None:
     """If several flushes run, each returns when the events tracked before it have their outcomes."""
     transport = ScriptedTransport(Step(latency=1.0), Step(latency=3.0), Step(latency=2.0))
-    engine = Engine(transport, batching=Batching(ordered=False))
+    engine = Engine(transport, batching=Batching())
 
     async def flushed() -> float:
         await engine.flush()
@@ -250,7 +250,7 @@ async def test_flush_of_an_empty_client(virtual_clock: CheckedLoop) -> None:
 async def test_flush_timeout(virtual_clock: CheckedLoop) -> None:
     """If a flush times out, its error has the number of open events, and they are still sent."""
     transport = ScriptedTransport(then=PARKED)
-    engine = Engine(transport, batching=Batching(ordered=False, max_events=2))
+    engine = Engine(transport, batching=Batching(max_events=2))
     receipts = await engine.track_all(range(3))
     with pytest.raises(FlushTimeoutError, match="3 event") as caught:
         await engine.flush(2.0)
@@ -267,7 +267,7 @@ async def test_flushes_while_events_stream_in(virtual_clock: CheckedLoop) -> Non
     delays = itertools.cycle([0.01, 0.2, 0.03])
     engine = Engine(
         ScriptedTransport(then=lambda _: Step(latency=next(delays))),
-        batching=Batching(max_events=3, max_in_flight=2, ordered=True),
+        batching=Batching(max_events=3, max_in_flight=2),
     )
     receipts: list[Receipt] = []
 

@@ -540,7 +540,7 @@ async def test_raising_hook_stops_nothing(virtual_clock: CheckedLoop, caplog: py
         raise ZeroDivisionError
 
     engine = Engine(
-        ScriptedTransport(400, 400, OK, then=NEVER), batching=Batching(max_events=1, ordered=False), on_outcome=hook
+        ScriptedTransport(400, 400, OK, then=NEVER), batching=Batching(max_events=1), on_outcome=hook
     )
     receipts = []
     for number in range(4):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 # Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
-ONE_EACH = Batching(max_events=1, ordered=False)
+ONE_EACH = Batching(max_events=1)
 """Settings by which each event is sent in a request of its own."""
 
 
@@ -186,11 +186,11 @@ async def test_track_nowait_never_overtakes(virtual_clock: CheckedLoop) -> None:
 @pytest.mark.parametrize("lazy", [False, True])
 async def test_large_feed_lets_others_run(virtual_clock: CheckedLoop, lazy: bool) -> None:  # noqa: FBT001
     """If 100,000 events are tracked from an iterable or an async one, other tasks run after every 250 events."""
-    one = event(1)
+    events = [event(number) for number in range(1000)] * 100
 
     async def feed() -> AsyncIterator[Any]:
-        for _ in range(100_000):
-            yield one
+        for each in events:
+            yield each
 
     client = make_client(ScriptedTransport(), batching=Batching(max_in_flight=1))
     ran = 0
@@ -206,7 +206,7 @@ async def test_large_feed_lets_others_run(virtual_clock: CheckedLoop, lazy: bool
             await asyncio.sleep(0)
 
     running = asyncio.create_task(other())
-    receipts = await client.track_many(feed() if lazy else itertools.repeat(one, 100_000))
+    receipts = await client.track_many(feed() if lazy else events)
     assert len(receipts) == 100_000
     running.cancel()
     await client.aclose(0)

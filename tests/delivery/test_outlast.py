@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.support.virtual_time import CheckedLoop
 
 PATIENT = RetryPolicy(max_attempts=3, max_elapsed=60.0, max_halt=5.0, outlast=True)
-ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
+ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8)
 HOURS = 7200.0
 
 TROUBLES = {

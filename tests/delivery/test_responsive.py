@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 MOST = 1500
 """Number of events that may be settled in one turn of the loop, which takes a few milliseconds."""
 
-ONE_EACH = Batching(ordered=False, max_events=1)
-LARGE = Batching(ordered=False, max_events=10_000, max_bytes=4 * 1024 * 1024)
+ONE_EACH = Batching(max_events=1)
+LARGE = Batching(max_events=10_000, max_bytes=4 * 1024 * 1024)
 
 
 class Pace:
@@ -124,9 +124,9 @@ async def nothing(_: Sequence[UndeliveredEvent]) -> None:
 
 
 SHAPES: list[Any] = [
-    pytest.param(Batching(ordered=False), 20_000, MOST, id="batches"),
+    pytest.param(Batching(), 20_000, MOST, id="batches"),
     pytest.param(LARGE, 20_000, MOST, id="large"),
-    pytest.param(Batching(by_session=True), 2_000, 150, id="by_session"),
+    pytest.param(Batching(), 2_000, 150, id="by_session"),
     pytest.param(ONE_EACH, 2_000, 150, id="one_each"),
 ]
 
@@ -240,7 +240,7 @@ async def test_a_flush_starts_nothing_in_the_middle_of_a_close(virtual_clock: Ch
     """If a close drops a full buffer in parts, a flush meanwhile does not send any more of it."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(), limiter=limiter)
-    await fill(engine, 20_000, Batching(ordered=False))
+    await fill(engine, 20_000, Batching())
     closing = asyncio.create_task(engine.aclose(1.0))
     await begun(engine)
     await turns()
@@ -255,7 +255,7 @@ async def test_a_flush_starts_nothing_in_the_middle_of_a_close(virtual_clock: Ch
 async def test_a_cancelled_close_still_ends_everything(virtual_clock: CheckedLoop) -> None:
     """If a close is cancelled between two parts, the remaining events are settled in one step."""
     engine = Engine(ScriptedTransport(then=NEVER), on_outcome=nothing)
-    await fill(engine, 20_000, Batching(ordered=False))
+    await fill(engine, 20_000, Batching())
     closing = asyncio.create_task(engine.aclose(1.0))
     await begun(engine)
     assert engine.stats().pending > 0
@@ -284,7 +284,7 @@ def filled_buffer(
 def test_expiry_does_not_look_at_young_events() -> None:
     """If all events are young, an expiry checks none of them, even if their batches were opened long ago."""
     now = 0.0
-    buffer, _ = filled_buffer(Batching(by_session=True), 1000, 1, lambda: now, max_age=10.0)
+    buffer, _ = filled_buffer(Batching(), 1000, 1, lambda: now, max_age=10.0)
     now = 9.0
     for number in range(1000):
         buffer.append(b"{}", Receipt("view"), buffer.lane_of(f"v{number}"))
@@ -304,7 +304,7 @@ def test_the_ages_of_what_has_left_are_forgotten() -> None:
     assert ages_kept(buffer) < 100
 
 
-@pytest.mark.parametrize("batching", [Batching(max_events=1, ordered=True), Batching(max_events=1, by_session=True)])
+@pytest.mark.parametrize("batching", [Batching(max_events=1), Batching(max_events=1)])
 def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
     """If many batches wait behind a visitor's batch in flight, taking and releasing cost as much as with few."""
 
@@ -324,7 +324,7 @@ def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
 
 
 @pytest.mark.parametrize("waiting", [10, 510, 90_010])
-@pytest.mark.parametrize(("batching", "most"), [(Batching(), 40), (Batching(ordered=False), 15)])
+@pytest.mark.parametrize(("batching", "most"), [(Batching(), 40), (Batching(), 15)])
 async def test_an_event_that_fills_no_batch_costs_few_calls(
     virtual_clock: CheckedLoop, waiting: int, batching: Batching, most: int
 ) -> None:
@@ -349,7 +349,7 @@ async def test_an_event_that_fills_no_batch_costs_few_calls(
 def test_many_lanes_are_not_gone_through_for_every_event() -> None:
     """If many visitors have events, the time of the next batch is known without a check of each visitor."""
     now = 0.0
-    buffer, _ = filled_buffer(Batching(by_session=True, max_events=10_000, linger=1.0), 1000, 1, lambda: now)
+    buffer, _ = filled_buffer(Batching(max_events=10_000, linger=1.0), 1000, 1, lambda: now)
     assert buffer.due_in() == 1.0
     for number in range(1000, 1010):
         now += 0.01
@@ -467,7 +467,7 @@ def test_cookies_are_not_read() -> None:
 
 async def test_a_batch_that_is_too_long_is_not_encoded(virtual_clock: CheckedLoop) -> None:
     """If `send_batch` gets an endless feed, it is refused after the first event too many, and nothing is encoded."""
-    client = AsyncTrackingClient("key", "partner", batching=Batching(ordered=False, max_events=3))
+    client = AsyncTrackingClient("key", "partner", batching=Batching(max_events=3))
     made = []
 
     with pytest.raises(EventValidationError, match="1 to 3 events"):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tests.support.virtual_time import CheckedLoop
 
-ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
+ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8)
 AT_ONCE = RetryPolicy(initial_backoff=0.0, max_backoff=0.0)
 PATIENT = RetryPolicy(max_halt=1e6)
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from tests.support.virtual_time import CheckedLoop
 
 # Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
-ONE_EACH = Batching(max_events=1, ordered=False)
+ONE_EACH = Batching(max_events=1)
 """Settings by which each event is sent in a request of its own."""
 
 

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 # Events are not ordered here, because all events have one visitor, whose batches would wait for each other.
-ONE_EACH = Batching(max_events=1, ordered=False)
+ONE_EACH = Batching(max_events=1)
 """Settings by which each event is sent in a request of its own."""
 
 
@@ -299,7 +299,7 @@ def test_our_own_work_makes_no_close_late() -> None:
 
 async def test_close_delivers_what_is_open(virtual_clock: CheckedLoop) -> None:
     """If a close has enough time, everything is delivered, and its report says so."""
-    engine = Engine(ScriptedTransport(503), batching=Batching(ordered=False, max_events=4, linger=100.0))
+    engine = Engine(ScriptedTransport(503), batching=Batching(max_events=4, linger=100.0))
     await engine.track_all(range(10))
     report = await engine.aclose()
 

@@ -36,7 +36,7 @@ IN_FLIGHT = 2
 async def parked_engine(close: Callable[[], Coroutine[Any, Any, None]] | None = None) -> tuple[Engine, list[Receipt]]:
     """Return an engine with one batch in flight, one that waits for its retry, and one in the buffer."""
     transport = ScriptedTransport(status(429), then=PARKED, close=close)
-    batching = Batching(max_events=1, max_in_flight=IN_FLIGHT, ordered=False)
+    batching = Batching(max_events=1, max_in_flight=IN_FLIGHT)
     engine = Engine(transport, batching=batching, retry=SLOW_RETRY)
     return engine, await engine.track_all(range(3))
 

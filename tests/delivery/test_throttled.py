@@ -21,7 +21,7 @@ from tests.support.virtual_time import CheckedLoop, VirtualTimeLoop, run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8, ordered=False)
+ONE_EACH = Batching(max_events=1, linger=0.0, max_in_flight=8)
 PATIENT = RetryPolicy(max_attempts=1000, max_elapsed=1e6)
 
 

@@ -344,7 +344,7 @@ async def main(url, timeout, whose):
         timeout = httpx.Timeout(float(timeout)) if whose == "httpx.Timeout" else float(timeout)
         client = AsyncTrackingClient(
             "key", "partner", base_url=url, http_client=http, timeout=timeout, rate_limit=None,
-            batching=Batching(max_events=5, max_in_flight=8, linger=0.01, ordered=False),
+            batching=Batching(max_events=5, max_in_flight=8, linger=0.01),
             retry=RetryPolicy(initial_backoff=0.01),
         )
         async with client:

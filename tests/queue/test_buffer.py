@@ -13,6 +13,7 @@ from retailrocket_async._events.codec import join
 from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._queue.options import Batching, Buffer
+from retailrocket_async._queue.taken_batch import TakenBatch
 from retailrocket_async._receipt import Receipt
 from tests.support.engine_state import visitors_of
 
@@ -52,7 +53,7 @@ def numbers(batch: Batch | None) -> list[int]:
     return [int(json.loads(text)) for text in batch.envelopes]
 
 
-def take(buffer: EventBuffer) -> Batch:
+def take(buffer: EventBuffer) -> TakenBatch:
     """Take a batch, which must exist."""
     batch = buffer.take()
     assert batch is not None
@@ -435,7 +436,7 @@ def test_short_batches_are_of_one_age() -> None:
 
 def test_batch_pairs_envelopes_and_receipts() -> None:
     """If a batch is iterated over, it yields each event's JSON with its receipt."""
-    batch = Batch(0.0, 0)
+    batch = Batch(0.0)
     receipt = Receipt("view")
     batch.envelopes.append(b"{}")
     batch.receipts.append(receipt)

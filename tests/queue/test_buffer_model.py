@@ -19,6 +19,7 @@ from tests.support.effort import most
 
 if TYPE_CHECKING:
     from retailrocket_async._queue.batch import Batch
+    from retailrocket_async._queue.taken_batch import TakenBatch
 
 LINGER = 0.125
 NAMES = ["order", "addToBasket", "view", "impressionContentViewed", "somethingNew"]
@@ -41,7 +42,7 @@ class Event:
 class Flying:
     """A batch in flight, and those of its events that have no outcome yet."""
 
-    batch: Batch
+    batch: TakenBatch
     events: list[Event]
 
 
@@ -109,8 +110,14 @@ class Model(RuleBasedStateMachine):
         times=st.sampled_from([1, 1, 8]),
         alone=st.sampled_from([False, False, False, True]),
     )
-    def append(  # noqa: PLR0913, PLR0917 - Hypothesis passes each drawn value as an argument
-        self, visitor: str, name: str, size: int, waited: float | None, times: int, alone: bool  # noqa: FBT001
+    def append(  # noqa: PLR0917 - Hypothesis passes each drawn value as an argument
+        self,
+        visitor: str,
+        name: str,
+        size: int,
+        waited: float | None,
+        times: int,
+        alone: bool,  # noqa: FBT001
     ) -> None:
         """Append events; evict other events if the settings allow it."""
         for _ in range(times):

@@ -61,7 +61,7 @@ KINDS: dict[str, type[Event]] = {
 }
 """Events by a letter."""
 
-LANES = [Batching(), Batching(ordered=True), Batching(by_session=True)]
+LANES = [Batching()]
 
 
 @attrs.define

@@ -213,7 +213,7 @@ async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 @asynccontextmanager
 async def relaying(broker: Broker) -> AsyncIterator[tuple[Relay, RecordingClient]]:
     """Run a relay while the block runs, and cancel the relay afterwards."""
-    async with RecordingClient(batching=Batching(ordered=True, linger=0), retry=RetryPolicy(outlast=True)) as client:
+    async with RecordingClient(batching=Batching(linger=0), retry=RetryPolicy(outlast=True)) as client:
         relay = Relay(broker.source(), client, grace=5.0)
         running = asyncio.create_task(relay.run())
         try:

@@ -79,7 +79,7 @@ async def relaying(source: Any, ends: tuple[bool, ...] = (True,)) -> AsyncIterat
             "dev-partner",
             base_url=emulator.url,
             rate_limit=None,
-            batching=Batching(ordered=True),
+            batching=Batching(),
             retry=RetryPolicy(outlast=True),
         )
         relay = Relay(source, client, grace=5.0)

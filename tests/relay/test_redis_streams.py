@@ -434,7 +434,7 @@ def relay_of(server: RedisServer, emulator: Any, name: str, lease: float = 2.0) 
         "dev-partner",
         base_url=emulator.url,
         rate_limit=None,
-        batching=Batching(ordered=True, max_events=50),
+        batching=Batching(max_events=50),
         retry=RetryPolicy(outlast=True, initial_backoff=0.1, max_backoff=0.2),
     )
     source = RedisStreamSource.from_url(f"{server.url}?stream=events&lease={lease}", name=name)

@@ -95,7 +95,7 @@ class Scene:
         self.transport = transport
         self.stream = stream or MemoryStream()
         self.source = source or MemorySource(self.stream, name=name, lease=lease)
-        settings: dict[str, Any] = {"batching": Batching(ordered=True, max_events=10), "retry": PATIENT}
+        settings: dict[str, Any] = {"batching": Batching(max_events=10), "retry": PATIENT}
         self.client = make_client(transport, **(settings | (client or {})))
         self.relay = Relay(self.source, self.client, **({"batch": 10, "window": 40} | options))
         self.running: asyncio.Task[bool]

@@ -546,9 +546,9 @@ def at_depth_left(left: int, call: Callable[[], object]) -> object:
 
 BUFFERS = [
     (Batching(), Buffer()),
-    (Batching(ordered=False), Buffer()),
+    (Batching(), Buffer()),
     (Batching(max_events=2), Buffer(max_age=60.0)),
-    (Batching(by_session=True), Buffer(max_events=5, overflow="shed")),
+    (Batching(), Buffer(max_events=5, overflow="shed")),
     (Batching(), Buffer(max_events=5, overflow="drop_oldest")),
     (Batching(), Buffer(max_events=5, overflow="drop_newest")),
     (Batching(), Buffer(max_events=5, overflow="raise")),

@@ -92,7 +92,7 @@ async def test_a_clock_that_was_set_back(emulator: RunningEmulator, tmp_path: Pa
         with file.transaction():
             file.events.append([CODEC.encode(event(number))], now() + ahead)
     file.close()
-    async with client_of(tmp_path, emulator.url, batching=Batching(linger=0.01, ordered=True)):
+    async with client_of(tmp_path, emulator.url, batching=Batching(linger=0.01)):
         async with asyncio.timeout(20):
             await until(lambda: len(emulator.events()) == 4)
     assert numbers(emulator) == [1, 2, 3, 4]
@@ -115,7 +115,7 @@ async def test_a_visitors_events_stay_in_order(tmp_path: Path) -> None:
     """If batching is ordered, each visitor's events are recorded in the order of their calls, even if requests fail."""
     async with running_emulator(EmulatorSettings(limit=None, latency=0.002)) as emulator:
         emulator.fail_with("status", status=503, times=4)
-        batching = Batching(max_events=7, linger=0.0, ordered=True)
+        batching = Batching(max_events=7, linger=0.0)
         async with client_of(tmp_path, emulator.url, batching=batching) as client:
             for number in range(1, 301):
                 await client.track(event(number, visitor=f"visitor{number % 5}"))

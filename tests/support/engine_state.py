@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from retailrocket_async._http.environment import Environment
     from retailrocket_async._http.transport import HttpxTransport
     from retailrocket_async._queue.buffer import EventBuffer
-    from retailrocket_async._queue.lane import Lane
     from retailrocket_async._receipt import Receipt
     from tests.support.fakes import Engine
 
@@ -48,7 +47,7 @@ def hooks_of(engine: Engine) -> Hooks:
 
 def limiter_of(engine: Engine) -> Any:
     """Return the limiter that an engine asks for permits."""
-    return engine.dispatcher._sender._limiter
+    return engine.dispatcher._pump._gate._limiter
 
 
 # --- tasks, futures and timers ---
@@ -56,17 +55,17 @@ def limiter_of(engine: Engine) -> Any:
 
 def flights_of(engine: Engine) -> list[Flight]:
     """Return the flights of an engine, oldest first."""
-    return list(engine.dispatcher._flights)
+    return list(engine.dispatcher._in_flight)
 
 
 def flight_tasks(engine: Engine) -> list[asyncio.Task[None] | None]:
     """Return the task of each flight, oldest first."""
-    return list(engine.dispatcher._flights.values())
+    return list(engine.dispatcher._in_flight._tasks.values())
 
 
 def pump_task(engine: Engine) -> asyncio.Task[None] | None:
     """Return the task that takes batches from the buffer; None if the task was never started."""
-    return engine.dispatcher._pump
+    return engine.dispatcher._pump._task
 
 
 def hooks_task(hooks: Hooks) -> asyncio.Task[None] | None:
@@ -81,7 +80,7 @@ def hooks_ending_task(engine: Engine) -> asyncio.Task[None]:
 
 def free_wire_slots(engine: Engine) -> int:
     """Return how many more requests may be sent at the same time."""
-    return engine.dispatcher._sender._wire_slots._value
+    return engine.dispatcher._pump._gate._wire_slots._value
 
 
 def waiting_at_breaker(engine: Engine) -> Collection[asyncio.Future[None]]:
@@ -91,7 +90,7 @@ def waiting_at_breaker(engine: Engine) -> Collection[asyncio.Future[None]]:
 
 def callers_waiting_for_space(engine: Engine) -> int:
     """Return the number of calls of `track` that wait in the intake until the buffer has space."""
-    return len(engine.dispatcher.intake._waiters)
+    return len(engine.dispatcher.intake._callers)
 
 
 def queued_for_hooks(hooks: Hooks) -> int:
@@ -138,34 +137,9 @@ def scheduled_timers() -> list[asyncio.TimerHandle]:
 # --- the buffer's tables ---
 
 
-def lanes_of(buffer: EventBuffer) -> Mapping[Hashable, Lane]:
-    """Return the lanes of a buffer by their keys."""
-    return buffer._lanes
-
-
-def ready_lanes(buffer: EventBuffer) -> Collection[Hashable]:
-    """Return the keys of the lanes from which the next batch may be taken."""
-    return buffer._ready.keys()
-
-
-def busy_lanes(buffer: EventBuffer) -> Collection[Hashable]:
-    """Return the keys of the lanes that have a batch in flight."""
-    return buffer._busy
-
-
-def ready_counters(buffer: EventBuffer) -> dict[str, int]:
-    """Return the buffer's counters for its ready lanes, without the events that `EventBuffer.grow` has appended."""
-    return {
-        "batches": buffer._ready_batches,
-        "events": buffer._ready_events,
-        "bytes": buffer._ready_bytes,
-        "urgent": buffer._urgent_batches,
-    }
-
-
-def uncounted_growth(buffer: EventBuffer) -> tuple[int, int]:
-    """Return how many events and bytes `EventBuffer.grow` has appended since the counters were updated."""
-    return buffer.events - buffer._events, buffer.bytes - buffer._bytes
+def visitors_of(buffer: EventBuffer) -> int:
+    """Return the number of visitors that the buffer keeps in order."""
+    return len(buffer._last)
 
 
 def ordered_batches(buffer: EventBuffer) -> int:

@@ -18,7 +18,7 @@ from retailrocket_async import AsyncTrackingClient
 from retailrocket_async._delivery.dispatcher import Dispatcher
 from retailrocket_async._delivery.rate_limiter import LocalLimiter
 from retailrocket_async._delivery.retry import RetryPolicy
-from retailrocket_async._events.codec import BATCH_PATH, Codec, join
+from retailrocket_async._events.codec import BATCH_PATH, Codec, join, visitor_of
 from retailrocket_async._events.models import AddToBasket, Event, ImpressionContentViewed, Order, Search, View
 from retailrocket_async._http.reply import Reply
 from retailrocket_async._queue.options import Batching, Buffer
@@ -55,8 +55,11 @@ def near(seconds: float) -> Any:
     return pytest.approx(seconds, abs=ROUNDING)
 
 
-def event(number: int, visitor: str = "visitor", kind: type[Event] = View) -> Event:
-    """Return an event of the class `kind` with `number` in one of its fields; see `number_of`."""
+def event(number: int, visitor: str | None = None, kind: type[Event] = View) -> Event:
+    """Return an event of the class `kind` with `number` in one of its fields; see `number_of`.
+
+    By default each number has a visitor of its own, so no event waits for another one.
+    """
     fields: dict[type[Event], dict[str, Any]] = {
         View: {"product_id": number},
         AddToBasket: {"product_id": number},
@@ -64,7 +67,7 @@ def event(number: int, visitor: str = "visitor", kind: type[Event] = View) -> Ev
         Search: {"search_phrase": str(number)},
         ImpressionContentViewed: {"impression_content_id": str(number)},
     }
-    return kind(session_external_id=visitor, timestamp=MOMENT, **fields[kind])
+    return kind(session_external_id=visitor or f"visitor{number}", timestamp=MOMENT, **fields[kind])
 
 
 def number_of(reported: Event | UndeliveredEvent) -> int:
@@ -449,11 +452,11 @@ class Engine:
         assert stats.pending_bytes <= self._bounds.max_bytes
         assert self.transport.in_flight <= self.batching.max_in_flight
 
-    async def track(self, number: int, visitor: str = "visitor", kind: type[Event] = View) -> Receipt:
+    async def track(self, number: int, visitor: str | None = None, kind: type[Event] = View) -> Receipt:
         """Track the event with this number."""
         return await self.dispatcher.intake.accept(what := event(number, visitor, kind), CODEC.encode(what))
 
-    def track_nowait(self, number: int, visitor: str = "visitor", kind: type[Event] = View) -> Receipt:
+    def track_nowait(self, number: int, visitor: str | None = None, kind: type[Event] = View) -> Receipt:
         """Track the event with this number by `accept_nowait`, which raises if it would have to wait."""
         return self.dispatcher.intake.accept_nowait(what := event(number, visitor, kind), CODEC.encode(what))
 
@@ -472,12 +475,16 @@ class Engine:
     async def send(self, number: int) -> Delivered:
         """Send the event with this number immediately, without the buffer."""
         what = event(number)
-        return await self.dispatcher.send(what.event_name, CODEC.encode_bare(what), [what.event_name])
+        name = what.event_name
+        return await self.dispatcher.send(name, CODEC.encode_bare(what), [name], [visitor_of(what)])
 
     async def send_batch(self, numbers: Sequence[int]) -> Delivered:
         """Send the events with these numbers immediately in one request, without the buffer."""
         events = [event(number) for number in numbers]
-        return await self.dispatcher.send(BATCH_PATH, join(map(CODEC.encode, events)), [e.event_name for e in events])
+        body = join(map(CODEC.encode, events))
+        return await self.dispatcher.send(
+            BATCH_PATH, body, [each.event_name for each in events], list(map(visitor_of, events))
+        )
 
 
 def make_client(transport: ScriptedTransport, **options: Any) -> AsyncTrackingClient:

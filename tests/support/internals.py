@@ -60,7 +60,7 @@ def proxy_found_by(reader: EnvironmentReader, url: str) -> Proxy | None:
 
 def running_flights(dispatcher: Dispatcher) -> list[asyncio.Task[None]]:
     """Return the tasks of a dispatcher's flights, which are batches on their way to the API."""
-    return [task for task in dispatcher._flights.values() if task is not None]
+    return [task for task in dispatcher._in_flight._tasks.values() if task is not None]
 
 
 async def hooks_drained(dispatcher: Any) -> None:
@@ -70,14 +70,17 @@ async def hooks_drained(dispatcher: Any) -> None:
 
 def leftovers_of(dispatcher: Any) -> dict[str, object]:
     """Return the resources of a dispatcher by name. If the dispatcher is idle or closed, every value is falsy."""
-    slots, buffer, breaker = dispatcher._sender._wire_slots, dispatcher._buffer, dispatcher._breaker
+    pump, buffer, breaker = dispatcher._pump, dispatcher._buffer, dispatcher._breaker
+    slots = pump._gate._wire_slots
     return {
-        "places on the wire": dispatcher._max_in_flight - slots._value,
+        "places on the wire": pump._max_in_flight - slots._value,
         "waiting for a place": slots._waiters,
-        "flights": dispatcher._flights,
-        "batches in flight": dispatcher._batches,
-        "lanes": buffer._lanes,
-        "busy lanes": buffer._busy,
+        "flights": dispatcher._in_flight._tasks,
+        "batches in flight": dispatcher._in_flight.batches,
+        "events in flight": dispatcher._in_flight.events,
+        "bytes in flight": buffer._bytes_in_flight,
+        "visitors": buffer._last,
+        "runs in flight": buffer._departed,
         "flushes": dispatcher._ledger._flushes,
         "waiting at the breaker": breaker._waiting,
         "resting at the breaker": breaker._resting,
