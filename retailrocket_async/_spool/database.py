@@ -103,7 +103,7 @@ class Database:
             raise
 
     def damaged(self) -> None:
-        """Note that the database is damaged: the next `open` checks the whole database, even if it is large."""
+        """Note that the database is damaged: the next `open` checks the whole database, even a large one."""
         self._suspect = True
 
     # --- opening and closing ------------------------------------------------------------------------------------------
@@ -214,8 +214,9 @@ class Database:
 
         Raises:
             SpoolFileFullError: the file or its disk has no space.
-            SpoolGoneError: the file is not at its path any more. The path is checked before and after the
-                block, because events in a file that no process finds count as not written.
+            SpoolGoneError: the file is not at its path any more. The path is checked before and after the block: no
+                process would find events in a file that was moved away, so these events must not be reported as
+                written.
             LeaseLostError: another process has taken the lease from this process.
             SpoolBusyError: another process has held the write lock for `patience` seconds.
         """
@@ -231,7 +232,8 @@ class Database:
                 self.unsure = True
                 connection.execute("COMMIT")
             except BaseException:
-                # SQLite itself may have rolled the transaction back already, for example because the disk is full.
+                # The transaction may have ended already: SQLite itself rolls a transaction back after some errors, for
+                # example if the disk is full.
                 if connection.in_transaction:
                     with suppress(sqlite3.Error):
                         connection.execute("ROLLBACK")

@@ -68,7 +68,7 @@ class EngineReceipt(Receipt):
 
 
 class Forwarder:
-    """Passes events of the file to the engine, and has the outcomes that the engine reports written to the file.
+    """Passes events of the file to the engine, and passes the outcomes that the engine reports to the writer.
 
     Args:
         writer: calls functions that use the file, in the writer's thread.
@@ -299,7 +299,7 @@ class Forwarder:
         self._wake_up()
 
     def release_lease(self) -> None:
-        """Let the writer's thread write all outcomes that it was passed so far, and then release the lease."""
+        """Let the writer's thread write all outcomes passed to the thread so far, and then release the lease."""
         if self.sending:
             self.reader.sending = False
             release = _release if self._left_maybe_sent else _release_unsent
@@ -321,7 +321,10 @@ def _is_cut_short(outcome: Kept | Dropped | Abandoned) -> bool:
 
 
 def _maybe_sent_before(outcome: Outcome) -> Outcome:
-    """Return `outcome`, changed for events that another process may have sent and the API may have recorded."""
+    """Return the outcome for events that another process may have sent before, so the API may have recorded them.
+
+    The result is `outcome` with the fields changed that say so; `Dropped` as expired becomes `Abandoned`.
+    """
     match outcome:
         case Delivered():
             return attrs.evolve(outcome, maybe_duplicate=True)

@@ -52,7 +52,7 @@ class SenderLease:
         self._seen_at = 0.0
 
     def acquire(self) -> bool:
-        """Take the lease unless another process holds and renews the lease; return whether this process holds it now.
+        """Take the lease unless another process holds and renews it; return whether this process holds the lease now.
 
         Call this method in a transaction, so that only one process takes the lease from a holder that is stopped.
         """
@@ -92,7 +92,10 @@ class SenderLease:
 
     @property
     def held(self) -> bool:
-        """Whether this process has taken the lease. See `check`: another process may have taken the lease since."""
+        """Whether this process has taken the lease.
+
+        Another process may have taken the lease since then; see `check`.
+        """
         return self._lock.owned
 
     def release(self) -> None:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 _YOUNG: Final = 16
-"""Number of newest runs that are not compacted, because callers often still hold the receipts of new events."""
+"""Number of newest runs that `_compact` is not called for, because callers often still hold the receipts of new
+events."""
 
 
 class SpoolReceipt(Receipt):
@@ -176,7 +177,10 @@ class ProcessEvents:
         return [(run.first, run.last) for run in self._runs]
 
     async def flushed(self, finished: Future[None]) -> None:
-        """Return when every event that was added before this call has an outcome; `finished` is a new future."""
+        """Return when every event that was added before this call has an outcome.
+
+        The call waits on `finished`, a new future of the event loop.
+        """
         if self.pending:
             await self._flushes.wait(self._runs[-1].last, self.pending, finished)
 

@@ -48,11 +48,12 @@ class SpoolReader:
         loop: the event loop.
         window: limits how many events the engine may have at a time.
         clock: returns the loop's time in seconds, in any thread.
-        lease_validity: seconds after a renewal of the lease in which no other process can take the lease.
+        lease_validity: number of seconds after each renewal of the lease during which no other process can take the
+            lease.
 
     Attributes:
         read_before: the highest id that another process may have sent.
-        sending: whether this process passes events to the engine; set by the loop.
+        sending: whether this process passes events to the engine; set in the event loop.
     """
 
     def __init__(

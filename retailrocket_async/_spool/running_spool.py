@@ -94,7 +94,7 @@ class RunningSpool:
             keyed=batching.ordered or batching.by_session,
             max_age=spool.max_age,
             # Half of the lease's time-out. If a request is sent at the end of this half, the other half is left for the
-            # answer. Only then may another process take the lease.
+            # answer, and only after that may another process take the lease.
             lease_validity=file.lease.timeout / 2,
             clock=loop.time,
         )
@@ -170,7 +170,7 @@ class RunningSpool:
     # --- the writer's listener ----------------------------------------------------------------------------------------
 
     def committed(self, entries: Sequence[Entry], last: int, *, claimed: bool) -> None:
-        """Return the receipts of written events to the callers that wait, and let the engine get the events."""
+        """Return the receipts of written events to the callers that wait, and let the forwarder feed the engine."""
         self.writer.waiting -= len(entries)
         if self._ledger.failure is not None:
             self._file_works()
@@ -214,7 +214,7 @@ class RunningSpool:
         if found.cancelled():
             return
         if found.exception() is not None:
-            # The writer reports a gap in the log only once, so the look-up is repeated here.
+            # The writer calls `missed` only once for the same missing log entries, so the look-up is repeated here.
             if not self.writer.over:
                 self._engine.affinity.call_later(_CATCH_UP_AGAIN, self.missed)
             return
@@ -223,7 +223,7 @@ class RunningSpool:
         self._ledger.settle_unknown(waiting)
 
     def measured(self, usage: Usage) -> None:
-        """Note that the file can be used, and store the numbers of its events and bytes."""
+        """Note that the file can be used, and store how many events and bytes the file contains."""
         self._ledger.usage = usage
         self._file_works()
 

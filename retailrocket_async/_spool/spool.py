@@ -45,7 +45,7 @@ def _directory(path: PathLike) -> Path:
     try:
         return Path(text).absolute()
     except OSError as error:
-        # This happens if the current directory was removed.
+        # `absolute` fails if the current directory was removed.
         raise ConfigurationError(
             f"SqliteSpool.path is relative to a directory that is gone: {error.strerror}"
         ) from None
@@ -274,7 +274,7 @@ class SqliteSpool:
     def purge(self) -> int:
         """Delete the waiting events; return the number of deleted events.
 
-        If a process sends at present, the events that this process has already read from the spool are not deleted.
+        If another process sends at present, the events that the other process has already read are not deleted.
 
         Raises:
             SpoolError: there is no spool, or the spool cannot be used.
@@ -302,7 +302,10 @@ class SqliteSpool:
             file.close()
 
     def file(self, shop: str | None = None) -> SpoolFile:
-        """Return an object for the file of the spool, which is not open yet; only for use inside this package."""
+        """Return the object that reads and writes the spool's file. Use this method only inside this package.
+
+        The file is not open yet.
+        """
         return SpoolFile(
             self.path,
             durability=self.durability,
@@ -310,6 +313,7 @@ class SqliteSpool:
             most_dead=self.max_dead,
             dead_age=self.dead_age,
             shop=shop,
-            # At least one second, because another process may hold the lock during a transaction; this is no failure.
+            # Wait at least one second for the write lock, even if `full_timeout` is 0: another process holds the lock
+            # during each of its transactions, and this must not count as a failure.
             patience=max(1.0, self.full_timeout),
         )

@@ -168,8 +168,9 @@ class WriterThread:
     def _goes_on(self) -> bool:
         if not self._stopping:
             return True
-        # If the disk stays full, waiting outcomes and events cannot be written, so the time is limited. Events whose
-        # outcome was not written are still in the file, and events that were not written are refused.
+        # After `stop`, the thread goes on for a limited time only, because waiting outcomes and events can never be
+        # written if the disk stays full. Events whose outcome was not written are still in the file, and events that
+        # were not written are refused.
         return bool(self._group) and self._clock() < self._ends_at
 
     def _refuse_all(self) -> None:
@@ -189,7 +190,10 @@ class WriterThread:
                 self._listener.refused([item], self._end_reason)
 
     def _report_defect(self, defect: BaseException | None) -> None:
-        """After a defect, let the loop stop sending, and wait for this, because the lease is released afterwards."""
+        """After a defect, let the event loop stop sending, and wait until the loop has done this.
+
+        The lease is released afterwards, and another process may then send the events.
+        """
         if defect is None:
             return
         self._end_reason = SpoolError(
@@ -247,7 +251,10 @@ class WriterThread:
     # --- working ------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Write the waiting events, and run the waiting jobs. Do maintenance if it is due or nothing waits."""
+        """Write the waiting events, and run the waiting jobs.
+
+        Do maintenance if the maintenance is due, or if no event and no job waits.
+        """
         self._group.refuse_withdrawn()
         idle = not self._group
         try:
@@ -314,7 +321,7 @@ class WriterThread:
             replaced = self._file.generation != self._generation
             if replaced:
                 if self._generation:
-                    # In the new file, the ids of the old file belong to other events.
+                    # The ids of events in the old file are ids of other events in the new file.
                     self._group.forget_unsure()
                     self._lose_lease()
                     post(self._loop, self._listener.replaced)

@@ -44,7 +44,8 @@ class LetterHeaders(NamedTuple):
     """The names of a dead letter's headers at one broker.
 
     Attributes:
-        message_id, reason, size, sha256: name of the header for the attribute of the same name of `DeadLetter`.
+        message_id, reason, size, sha256: name of the header that stores the attribute `message_id`, `reason`, `size` or
+            `sha256` of a `DeadLetter`.
     """
 
     message_id: str
@@ -60,7 +61,7 @@ class LetterHeaders(NamedTuple):
         return headers
 
     def read(self, headers: Mapping[str, str], *, id_: str, body: bytes, died_at: float) -> DeadLetter:
-        """Return the dead letter that a broker returned.
+        """Return a dead letter with the values that are stored at a broker.
 
         Args:
             headers: the letter's headers.

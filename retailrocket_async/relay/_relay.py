@@ -77,9 +77,9 @@ class Relay(Uncopyable):
             fetching, 1 or more; default 16 MiB. The last fetch may exceed this size.
         grace: seconds, 0 or more, to go on delivering fetched messages after `stop` was called; default 25.
         allow_custom: deliver events of unknown names, too; default False: events of unknown names become dead letters.
-        trouble: a function for `unready`, which reports a problem that the relay itself does not see, e.g. that the
-            limiter's Redis was never reached. The function returns one line that describes the problem, or None, and
-            must not block and not raise. Default None: no function.
+        trouble: a function that `unready` calls, to report a problem that the relay itself does not see, e.g. that the
+            limiter's Redis was never reached. The function returns one line that describes the problem, or None if
+            there is no problem. The function must not block and not raise. Default None: no function.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -237,7 +237,7 @@ class Relay(Uncopyable):
         return True
 
     async def _track(self) -> None:
-        """Pass the held messages to the client."""
+        """Pass the messages in `Window.held` to the client."""
         window = self._window
         if self._client.stats().state != "sending":
             # A halted client may refuse events at once, so without this sleep the relay would retry in a busy loop.

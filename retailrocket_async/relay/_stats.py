@@ -9,7 +9,7 @@ import attrs
 class RelayStats:
     """A snapshot of a relay's counters.
 
-    Always ``received == delivered + filtered + sum(dead.values()) + released + in_hand``.
+    It is always true that ``received == delivered + filtered + sum(dead.values()) + released + in_hand``.
 
     Attributes:
         received: messages that the broker handed out.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._source import Message
 
 _UNCHANGED = 100
-"""A quick sweep stops after this number of messages in a row that have no outcome."""
+"""A quick sweep (see `Window.sweep`) stops after this number of messages in a row that have no outcome."""
 
 _THOROUGH = 0.25
 """Seconds after which `sweep` checks all open messages again."""
@@ -125,9 +125,9 @@ class Window:
     def sweep(self, *, thorough: bool = False) -> None:
         """Move open messages that have an outcome to their next state.
 
-        Events get their outcomes in about the order of the messages. So after many messages without an outcome, few
-        later messages have an outcome, and a quick sweep stops after these many messages. Checking the whole window for
-        every batch would take as much time as the HTTP requests.
+        Events get their outcomes in about the order of the messages. So after 100 messages in a row without an outcome,
+        few later messages have an outcome, and a quick sweep stops there. Checking the whole window for every batch
+        would take as much time as the HTTP requests.
 
         Args:
             thorough: check all open messages. If False (default), the sweep is a quick one, except every `_THOROUGH`

@@ -23,8 +23,9 @@ class Place:
     Attributes:
         partition: the message's partition.
         offset: the message's offset in the partition.
-        watermark: the partition's `Watermark` object when the message was read. If the partition has another object
-            now, the partition was assigned to another relay meanwhile, or is read again.
+        watermark: the partition's `Watermark` object when the message was read. If the partition has another
+            `Watermark` object now, the partition was assigned to another relay meanwhile, or is read again from an
+            earlier offset.
     """
 
     partition: Any
@@ -63,7 +64,7 @@ class Partitions:
         watermark = self._watermarks.get(partition)
         if watermark is None or record.offset < watermark.position:
             # Either this is the partition's first record, or the partition's log was truncated, and new messages have
-            # the offsets of removed ones.
+            # the offsets of removed messages.
             watermark = self._watermarks[partition] = Watermark(record.offset)
         if not watermark.hand_out(record.offset):
             return None

@@ -37,7 +37,8 @@ def _body_of(fields: Sequence[bytes]) -> bytes:
     for name in (b"envelope", b"data"):
         if name in named:
             return named[name]
-    # The entry has no envelope. The relay refuses this JSON and stores it as a dead letter, which shows all fields.
+    # The entry has no envelope, so return JSON that shows all fields. The relay refuses this JSON, because it is no
+    # event, and stores it as a dead letter.
     shown = {_shown(name): _shown(value) for name, value in named.items()}
     return json.dumps({"neither envelope nor data": shown}).encode()
 

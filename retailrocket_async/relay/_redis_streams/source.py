@@ -77,7 +77,7 @@ class RedisStreamSource(Uncopyable):
             entry.
         name: the relay's consumer name. Use the same name after a restart: the relay then gets its unsettled entries at
             once. With another name, these entries are handed out only after `lease`. Two relays that run at the same
-            time need different names, because otherwise each relay also gets the entries of the other one.
+            time need different names, because otherwise each relay also gets the entries of the other relay.
         dead: the key of the stream of dead letters; default ``"<stream>:dead"``.
         lease: seconds, 0.1 or more, for which an entry must be idle before another relay may claim it; default 60.
         delete_settled: delete entries from the stream when they are acknowledged. Default False: entries stay until the
@@ -211,7 +211,7 @@ class RedisStreamSource(Uncopyable):
         return any(group["name"] == self._group.encode() for group in groups)
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Return 1 to `most` messages, or an empty list if none arrives within `wait` seconds.
+        """Return 1 to `most` messages, or an empty list if no message arrives within `wait` seconds.
 
         The relay's pending entries from before a restart come first, then pending entries of other relays whose leases
         have expired, then new entries.
@@ -244,7 +244,7 @@ class RedisStreamSource(Uncopyable):
         await self._set_idle(messages, 0)
 
     async def release(self, messages: Sequence[Message]) -> None:
-        """Set the idle time of messages to the lease, so that other relays may claim them at once.
+        """Set the idle time of messages to the lease, so that other relays may claim these messages at once.
 
         Messages that another relay has already claimed are skipped.
         """
