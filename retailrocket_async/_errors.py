@@ -60,7 +60,10 @@ class ConfigurationError(UsageError, ValueError):
 
 
 class _Redacted:
-    """The type of `REDACTED`, which replaces a value that must not be shown; a value may be None, so None cannot."""
+    """The type of the constant `REDACTED`, which replaces a value that must not be shown.
+
+    None cannot be used for this purpose, because the value itself may be None.
+    """
 
     def __repr__(self) -> str:
         return "<withheld>"
@@ -256,7 +259,10 @@ def type_name(value: object) -> str:
 
 
 def brief_names(names: Iterable[object]) -> str:
-    """Return the first eight of `names` as one text, sorted; `brief` shortens each name."""
+    """Return at most eight of `names` as one sorted text; ``...`` at the end stands for further names.
+
+    Only the first nine names are read, because there may be very many names. `brief` shortens each name.
+    """
     shown = sorted(map(brief, itertools.islice(names, 9)))
     return ", ".join(shown[:8] + ["..."] * (len(shown) > 8))
 

@@ -65,7 +65,7 @@ class ObservedRequest:
 
 
 class Observer:
-    """Base class of observers: the client calls the methods below. Override any of them; the defaults do nothing.
+    """Base class of observers: the client calls the methods below, which do nothing unless a subclass overrides them.
 
     The methods are called in the client's event loop, except `tracked`, which is called in the caller's thread. The
     methods must be quick, because the client waits for them. If a method raises an error, the client counts the error
@@ -144,7 +144,8 @@ class Watch:
         self._tracked = observer.tracked
         # If the observer does not override `tracked`, no event has a mark, so `tracked` need not be called.
         self.marks = type(observer).tracked is not Observer.tracked
-        # `object` returns a new object each time.
+        # Without `Observer.origin`, the function is the class `object`: each call returns a new object, so no two
+        # events seem to have the same origin.
         self.origin: Callable[[], object] = object if observer.origin is None else _getter_of(observer.origin)
         self.before: object = _NOWHERE
         self.kept: object = None
@@ -186,7 +187,10 @@ class Watch:
             self._kept_any |= mark is not None
 
     def began(self, path: str, *, attempt: int, events: int, size: int, receipts: Iterable[Receipt] | None) -> object:
-        """Call `Observer.request_began`; return its result, for `ended`. `receipts` is None for a direct send."""
+        """Call `Observer.request_began`; return the result, which must be passed to `ended`.
+
+        `receipts` has the receipts of the events in the request; None for a direct send.
+        """
         if receipts is not None:
             # Forget the last event's context and mark. Otherwise both would stay in memory until the next event is
             # tracked.

@@ -96,7 +96,8 @@ class Rejected:
         """What the API refused, judged by the status: this event, or all access.
 
         ``"event"``: a request with other events may succeed. ``"access"``: the key, the shop, the address or the
-        proxy is wrong (401, 403, 404, 405, 407 or a redirect), so every event is refused until that is corrected.
+        proxy is wrong (401, 403, 404, 405, 407 or a redirect), so every event is refused until the mistake is
+        corrected.
         """
         return refusal_of(self.status).scope
 

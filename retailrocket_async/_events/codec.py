@@ -342,7 +342,8 @@ def _structured_as_is(value: object, _: object) -> object:
 
 
 def _moment(value: object, _: object) -> object:
-    # Other text is refused, because `datetime.fromisoformat` ignores everything after a NUL character.
+    # Text with unprintable characters is refused, because `datetime.fromisoformat` ignores everything after a NUL
+    # character.
     if type(value) is str and value.isprintable():
         try:
             return datetime.fromisoformat(value)

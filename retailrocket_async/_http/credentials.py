@@ -144,7 +144,7 @@ class Credentials:
     def _call_ended(self, calling: Task[Callable[[], object]]) -> None:
         self._calling = None
         if not calling.cancelled():
-            # Retrieve the error: asyncio would otherwise log it if no caller waits any more.
+            # Retrieve the error, because asyncio would otherwise log the error if no caller waits any more.
             calling.exception()
 
     def _take(self, api_key: object) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _POOL_IS_SHUT: Final = (
     "cannot schedule new futures",
     "Executor shutdown has been called",
-    # Raised if the module of the thread pools is imported for the first time after the shutdown.
+    # This error is raised if the module of the thread pools is imported for the first time after the shutdown.
     "can't register atexit after shutdown",
 )
 """How the messages of the errors begin that `ThreadPoolExecutor` raises after its shutdown."""

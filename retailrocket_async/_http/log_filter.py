@@ -15,7 +15,7 @@ loggers print a secret only if an answer repeats the request."""
 
 
 class _NoSecrets(logging.Filter):
-    """Drops the log records that contain a request's query, in which the key is, or a proxy's password."""
+    """Drops the log records that contain a proxy's password, or the query of a request, which contains the key."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()

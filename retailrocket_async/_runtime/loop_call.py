@@ -57,8 +57,8 @@ def call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[A
                 # The loop has not begun the work, because something blocks the loop.
                 raise TimeIsUpError
             if deadline.passed():
-                # The loop withdraws the work, unless the work is done by then. The answer says which of both happened,
-                # so wait for the answer without a deadline.
+                # The loop withdraws the work, unless the work is done by then. The answer says which of the two
+                # happened, so wait for the answer without a deadline.
                 late, deadline = True, Deadline(None)
                 call.post(call.withdraw)
         return call.answer.result()

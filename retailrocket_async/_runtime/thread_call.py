@@ -33,7 +33,7 @@ async def call_in_thread(function: Callable[[], T]) -> T:
     context = contextvars.copy_context()
 
     def settle(result: T | None, error: BaseException | None) -> None:
-        # The caller may have been cancelled meanwhile.
+        # If the caller was cancelled meanwhile, the future is done already.
         if done.done():
             return
         if error is not None:

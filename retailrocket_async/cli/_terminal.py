@@ -82,7 +82,7 @@ def print_json(data: object) -> None:
 
 
 _unwritable: set[TextIO] = set()
-"""Outputs to which a write has failed; nothing more is written to them."""
+"""Outputs to which a write has failed; nothing more is written to these outputs."""
 
 
 def _write(text: str, *, err: bool = False) -> bool:

@@ -29,7 +29,8 @@ def _or_none(text: str) -> int | None:
 
 _or_none.__name__ = "integer"  # argparse prints this name if the value is wrong
 
-# The function that parses an option's text, by the type of the option's default. A bool is a switch without a text.
+# Maps the type of an option's default to the function that parses the option's text. An option of type bool is a switch
+# without a text.
 _READERS: Final[dict[object, Callable[[str], object]]] = {float: float, int: int, str: str}
 
 

@@ -2,10 +2,10 @@
 
 Before each request, the process reserves a moment in Redis and waits until this moment. A script in Redis reserves the
 moment in one atomic step. The script returns the seconds until the moment, so the hosts' clocks may differ. The script
-spaces the moments evenly. The script also checks that no window contains too many requests. For this check the script
-uses, like `LocalLimiter`, the times by which the API has certainly counted each request. A process reports these times
-with its next reservation, so a permit costs one command. A separate report is needed only if a request is sent later
-than at its reserved moment.
+spaces the moments evenly. The script also checks that no window (any period of the length that `RateLimit.per` states)
+contains too many requests. For this check the script uses, like `LocalLimiter`, the times by which the API has
+certainly counted each request. A process reports these times with its next reservation, so a permit costs one command.
+A separate report is needed only if a request is sent after its reserved moment.
 
 A process has one reservation at a time. If the process misses the moment, because the process woke too late or a pause
 began, the process cancels the reservation and makes another one.
@@ -56,7 +56,8 @@ After this time the process cancels the reservation.
 """
 
 _ATTEMPTS: Final = 3
-"""Largest number of reservations for one request. A process uses the last one even if the process woke too late.
+"""Largest number of reservations for one request. A process uses the last reservation even if the process woke too
+late.
 
 Otherwise a process with a slow event loop would never send.
 """
@@ -112,7 +113,8 @@ class Member:
         self._waiting = 0
         self._reserving: asyncio.Task[Reservation | None] | None = None
         self._reporting: asyncio.Task[None] | None = None
-        # If a waiting call is cancelled, its reservation and its local permit stay here for the next waiting call.
+        # If a waiting call is cancelled, its reservation, and its permit of the local limiter that is used during an
+        # outage of Redis, stay here for the next waiting call.
         self._reservation: Reservation | None = None
         self._local_permit: Permit | None = None
         self._outage: Outage | None = None
@@ -126,7 +128,9 @@ class Member:
         self._late_timer: asyncio.TimerHandle | None = None
 
     async def acquire(self) -> Permit | None:
-        """Wait until one request may be made, and return the permit for it. Waiting calls are served in their order.
+        """Wait until one request may be made, and return a permit for this request.
+
+        Waiting calls are served in their order.
 
         Raises:
             RedisUnreachableError: Redis does not answer within `timeout`, and `on_unreachable` is ``"raise"``.
@@ -206,7 +210,10 @@ class Member:
     # --- reservations ---
 
     async def _kept_reservation(self) -> Reservation | None:
-        """Reserve a moment, wait until it, and return the reservation; return None if Redis does not answer."""
+        """Reserve a moment, wait until this moment, and return the reservation.
+
+        Return None if Redis does not answer.
+        """
         loop = self._loop
         attempts = 0
         while True:

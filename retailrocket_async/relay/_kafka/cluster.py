@@ -92,10 +92,10 @@ class KafkaCluster:
         return aiokafka().AIOKafkaProducer(acks="all", enable_idempotence=True, **self.options())
 
     def consumer(self, group: str, **options: Any) -> Any:
-        """Return a consumer that commits offsets only if `commit` is called, and skips messages of aborted
-        transactions.
+        """Return a consumer that commits an offset only if `commit` is called.
 
-        The consumer starts at the committed offset, or at the oldest message if no offset was committed.
+        The consumer starts at the committed offset, or at the oldest message if no offset was committed. Messages of
+        aborted transactions are skipped.
         """
         return aiokafka().AIOKafkaConsumer(
             group_id=group,
