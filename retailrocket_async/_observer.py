@@ -73,8 +73,8 @@ class Observer:
 
     Attributes:
         origin: a context variable with a default value; default None. Set `origin` if the result of `tracked`
-            depends on this variable only. If the variable then has the same object as its value for two events in a
-            row, the second event may get the mark of the first event without a call of `tracked`, which is faster.
+            depends on this variable only. If the value of the variable is the same object for two events in a row, the
+            second event may then get the mark of the first event without a call of `tracked`, which is faster.
     """
 
     origin: ContextVar[Any] | None = None
@@ -229,7 +229,7 @@ class Watch:
         try:
             self._failed("observer", error)
         except RecursionError:
-            # The caller has hardly any stack left, so the error is not counted. The event is accepted anyway.
+            # Too little of the stack is left to count and log the error. The event is accepted all the same.
             return
 
 

@@ -137,7 +137,8 @@ class Abandoned:
             also ``"untold"`` (another process has the outcome, but this process was stopped for longer than the spool
             stores outcomes), ``"lost"`` (the spool's directory was removed or replaced while it was in use) or
             ``"damaged"`` (the event's bytes on disk have changed).
-        maybe_recorded: True if the API may have recorded the event; False if it certainly has not.
+        maybe_recorded: True if the API may have recorded the event; False if the API has certainly not recorded the
+            event.
         status: the HTTP status of the last attempt; None if no answer arrived.
         failure: the failure of the last attempt if no answer arrived, e.g. ``"connect: ConnectError"``.
         attempts: number of requests that contained the event; 0 if the event was never sent.

@@ -97,7 +97,7 @@ class Preparation:
         """Return the request that sends one event to its own endpoint.
 
         Raises:
-            EventValidationError: as `encoded`.
+            EventValidationError: see `encoded`.
             DroppedError: `before_send` dropped the event.
         """
         self.encoded(event)
@@ -111,7 +111,7 @@ class Preparation:
         """Return the request that sends events together.
 
         Raises:
-            EventValidationError: there are no events or too many events, or the batch is too large; or as `encoded`.
+            EventValidationError: there are no events or too many events, or the batch is too large; see also `encoded`.
             DroppedError: `before_send` dropped all events.
         """
         max_events = self._batching.max_events

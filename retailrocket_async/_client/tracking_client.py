@@ -190,7 +190,8 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             add_environment(options)
             return cls(**options)
         finally:
-            # The traceback of an error refers to this frame, so remove the key from its variables.
+            # The traceback of an error refers to this frame, and some tools print the variables of frames. So remove
+            # the key from `options`.
             options.clear()
 
     async def track(self, event: Event) -> Receipt:
@@ -225,7 +226,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
                 else:
                     watch.note(receipt)
             except RecursionError:
-                # The caller has hardly any stack left. The event is accepted anyway, but has no mark.
+                # Too little of the stack is left to call the observer. The event is accepted, but has no mark.
                 pass
         if intake.left_in_a_row <= 0:
             await intake.let_others_run()
@@ -239,7 +240,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         Raises:
             BufferFullError: the buffer is full, or other calls already wait for room, and `Buffer.overflow` is not
                 set to drop events.
-            EventValidationError, ClientClosedError, WrongLoopError: as `track`.
+            EventValidationError, ClientClosedError, WrongLoopError: see `track`.
         """
         preparation = self._preparation
         chosen = preparation.chosen(event)
@@ -250,7 +251,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             try:  # noqa: SIM105 - `suppress` would cost another call
                 self._marking.note(receipt)
             except RecursionError:
-                # The caller has hardly any stack left. The event is accepted anyway, but has no mark.
+                # Too little of the stack is left to call the observer. The event is accepted, but has no mark.
                 pass
         return receipt
 
@@ -263,7 +264,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             events: any iterable or async iterable.
 
         Raises:
-            EventValidationError, ClientClosedError, WrongLoopError: as `track`.
+            EventValidationError, ClientClosedError, WrongLoopError: see `track`.
         """
         return await self._engine.accept_many(events, track=self.track, prepare=self._preparation.prepared)
 
@@ -285,7 +286,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             ``overflow="raise"``, or the spool failed; the remaining envelopes were not accepted.
 
         Raises:
-            BufferFullError, ClientClosedError, WrongLoopError: as `track`, if no event was accepted.
+            BufferFullError, ClientClosedError, WrongLoopError: see `track`, if no event was accepted.
         """
         reader = EnvelopeReader(self._codec, allow_custom, self._most_bytes)
         if self._before_send is None:
@@ -301,7 +302,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
 
         Raises:
             DeliveryError: the event was not delivered; the subclass says why.
-            EventValidationError, ClientClosedError, WrongLoopError: as `track`.
+            EventValidationError, ClientClosedError, WrongLoopError: see `track`.
         """
         return await self._engine.send(*self._preparation.request_of(event))
 
@@ -312,9 +313,9 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             events: 1 to `Batching.max_events` events, together no larger than `Batching.max_bytes`.
 
         Raises:
-            EventValidationError: there are no events or too many events, or the batch is too large; or as `track`.
+            EventValidationError: there are no events or too many events, or the batch is too large; see also `track`.
             DeliveryError: the events were not delivered; the subclass says why.
-            ClientClosedError, WrongLoopError: as `track`.
+            ClientClosedError, WrongLoopError: see `track`.
         """
         return await self._engine.send(*self._preparation.batch_request_of(events))
 
@@ -324,7 +325,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         Call this in the client's event loop; the handle may be passed to any number of threads.
 
         Raises:
-            WrongLoopError: as `track`.
+            WrongLoopError: see `track`.
         """
         return ThreadsafeHandle(self._engine, self._prepared)
 

@@ -160,7 +160,7 @@ class Codec:
         the last.
 
         Raises:
-            EventValidationError: `data` is not JSON, or as `from_wire`.
+            EventValidationError: `data` is not JSON; see also `from_wire`.
         """
         try:
             envelope = orjson.loads(data)
@@ -182,7 +182,7 @@ class Codec:
         is `data`; otherwise this codec encodes the event again.
 
         Raises:
-            EventValidationError: as `decode`.
+            EventValidationError: see `decode`.
         """
         if self.timestamp_precision == "seconds":
             with suppress(orjson.JSONDecodeError):
@@ -220,7 +220,7 @@ class Codec:
 
 
 def _encoder(name: str, to_object: Callable[[Any], dict[str, Any]], option: int) -> Callable[[Any], bytes]:
-    """Return a function that encodes events of one class, and that is fast because it uses only local variables."""
+    """Return a function that encodes the events of one class. It is fast, because it uses only local variables."""
     head, dumps = b'{"%b":' % name.encode(), orjson.dumps
 
     def encode(event: Any) -> bytes:  # noqa: ANN401 - an event of the class that `to_object` converts

@@ -62,7 +62,7 @@ class EnvelopeReader:
         """Return the event that an envelope describes.
 
         Raises:
-            EventValidationError: as `Codec.decode`.
+            EventValidationError: see `Codec.decode`.
         """
         return self.codec.decode(envelope, allow_custom=self.allow_custom)
 

@@ -304,10 +304,10 @@ def id_tuple(value: Sequence[int]) -> tuple[int, ...]:
 def fixed_moment(value: datetime) -> datetime:
     """Return an aware datetime as a plain datetime with a fixed offset; return any other value unchanged.
 
-    The validator refuses other values. Subclasses of datetime (pandas, pendulum, freezegun) and time zones are the
-    caller's code, which must run here and not in the encoder: orjson refuses subclasses, and ends the whole process if
-    a time zone raises. A fixed offset is also unambiguous in the hour that is repeated when daylight saving ends, so a
-    decoded event equals the original (PEP 495).
+    The validator then refuses the unchanged value. Subclasses of datetime (pandas, pendulum, freezegun) and time zones
+    are the caller's code, which must run here and not in the encoder: orjson refuses subclasses, and ends the whole
+    process if a time zone raises. A fixed offset is also unambiguous in the hour that is repeated when daylight saving
+    ends, so a decoded event equals the original (PEP 495).
     """
     try:
         if type(value) is datetime and type(value.tzinfo) is timezone:

@@ -45,7 +45,7 @@ def proxy_address(http_client: object, base_url: str) -> str | None:
 
 
 def unconnected_kind(http_client: object, base_url: str) -> FailureKind:
-    """Return the failure of a request whose time-out passes before it has begun to open a connection."""
+    """Return the failure of a request whose time-out passes before the request has begun to connect."""
     return "pool" if isinstance(_transport_for(http_client, base_url), httpx.AsyncHTTPTransport) else "timeout"
 
 

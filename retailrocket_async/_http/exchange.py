@@ -242,7 +242,8 @@ class Exchange:
         return start, True
 
     def _stop_reading(self) -> None:
-        # After the body, the task closes the connection or returns it to the pool, which must not be cancelled.
+        # When the body was read, the task closes the connection, or returns the connection to the pool. These steps
+        # must not be cancelled.
         if self._reading:
             self.cancel()
 

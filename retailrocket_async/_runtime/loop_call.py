@@ -35,7 +35,7 @@ class TimeIsUpError(Exception):
 
 
 def call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, T]], deadline: Deadline) -> T:
-    """Run a coroutine in an event loop of another thread; return what the coroutine returns, or raise what it raises.
+    """Run a coroutine in an event loop of another thread; return the coroutine's result, or raise its error.
 
     Args:
         loop: the event loop.

@@ -62,7 +62,7 @@ async def accept_many(
             for event in events:
                 await take(event)
     except EventValidationError:
-        # The events before the invalid event are accepted, so they are written before the error is raised.
+        # The events before the invalid event are accepted, so these events are written before the error is raised.
         await write()
         raise
     await write()
@@ -95,8 +95,8 @@ async def accept_envelopes(
             receipts, error = [], closed
         results += merged(examined, receipts)
         if error is not None:
-            # If any event was accepted, the caller needs the results so far, so they are returned instead of the error.
-            # If the caller passes the remaining envelopes again, that call raises the error.
+            # If any event was accepted, the caller needs the results so far, so these results are returned instead of
+            # the error. If the caller passes the remaining envelopes again, that call raises the error.
             if not receipts and len(results) == sum(isinstance(each, EventValidationError) for each in results):
                 raise error
             return results

@@ -77,7 +77,7 @@ class Forwarder:
         once: names of events that are not sent again if the API may have recorded them.
         keyed: whether the engine needs the visitor of each event, to keep the order of each visitor's events.
         max_age: seconds after which an event expires, that is, is not sent any more.
-        lease_validity: number of seconds for which this process may send after it has renewed the lease.
+        lease_validity: number of seconds for which this process may send after each renewal of the lease.
         clock: returns the loop's time in seconds; called in any thread.
 
     Attributes:
@@ -131,8 +131,8 @@ class Forwarder:
     async def run(self, process_events: ProcessEvents) -> None:
         """Pass events to the engine until `stop` is called.
 
-        While another process holds the lease, read the log of outcomes again and again as long as some of
-        `process_events` have no outcome.
+        While another process holds the lease (the right to send), read the log of outcomes again and again as long as
+        some of `process_events` have no outcome.
         """
         pause = _READ_POLL[0]
         reader = self.reader
@@ -161,7 +161,7 @@ class Forwarder:
                 await self._sleep(min(_LOG_POLL, left))
 
     def lease_acquired(self) -> None:
-        """Begin to pass events to the engine, because this process holds the lease now."""
+        """Begin to pass events to the engine, because this process holds the lease (the right to send) now."""
         self.reader.sending = not self._stopped
 
     def lose(self) -> None:
@@ -299,7 +299,11 @@ class Forwarder:
         self._wake_up()
 
     def release_lease(self) -> None:
-        """Let the writer's thread write all outcomes passed to the thread so far, and then release the lease."""
+        """Let the writer's thread write all outcomes passed to the thread so far, and then release the lease.
+
+        The lease is the right to send. If this process has sent none of the events that stay in the file, this is
+        recorded in the file, too.
+        """
         if self.sending:
             self.reader.sending = False
             release = _release if self._left_maybe_sent else _release_unsent
@@ -321,9 +325,10 @@ def _is_cut_short(outcome: Kept | Dropped | Abandoned) -> bool:
 
 
 def _maybe_sent_before(outcome: Outcome) -> Outcome:
-    """Return the outcome for events that another process may have sent before, so the API may have recorded them.
+    """Return the outcome for events that another process may have sent, and the API may have recorded, before.
 
-    The result is `outcome` with the fields changed that say so; `Dropped` as expired becomes `Abandoned`.
+    The result is `outcome` with changed fields: for example, `maybe_recorded` is True. A `Dropped` for an expired event
+    becomes an `Abandoned`.
     """
     match outcome:
         case Delivered():

@@ -32,7 +32,8 @@ class SenderLease:
 
     Args:
         directory: the directory of the spool.
-        timeout: seconds without a heartbeat after which `acquire` takes the lease from the process that holds it.
+        timeout: seconds without a heartbeat after which `acquire` takes the lease from the process that holds the
+            lease.
         system: makes the calls to the operating system.
 
     Attributes:
@@ -69,7 +70,7 @@ class SenderLease:
             return False
 
     def renew(self) -> None:
-        """Renew the lease by a heartbeat, which shows other processes that this process is alive.
+        """Renew the lease by a heartbeat; the heartbeat shows other processes that this process is alive.
 
         Raises:
             LeaseLostError: another process has taken the lease.

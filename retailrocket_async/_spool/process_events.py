@@ -104,7 +104,7 @@ class ProcessEvents:
             self._compact(len(self._runs) - _YOUNG - 1)
 
     def _compact(self, position: int) -> None:
-        """Drop the references of the run at `position` if no caller holds receipts of the run any more.
+        """Save memory: drop the references of the run at `position` if no caller holds receipts of the run any more.
 
         If the previous run has no references either, and the run begins with the next id, merge the two runs.
         """
@@ -118,7 +118,7 @@ class ProcessEvents:
             del self._runs[position]
 
     def settled(self, ids: Sequence[Range], outcome: Outcome, name: str = "") -> None:
-        """Settle those of the given events that this process has tracked.
+        """Set the outcome of those of the given events that this process has tracked.
 
         Each event must be settled only once, because the runs do not record which of their events have an outcome.
 
@@ -173,7 +173,7 @@ class ProcessEvents:
                 self._runs.remove(run)
 
     def spans(self) -> list[Range]:
-        """Return ranges of ids with all events that have no outcome; the ranges may include settled events."""
+        """Return ranges of ids that contain all events without an outcome, and perhaps events with an outcome."""
         return [(run.first, run.last) for run in self._runs]
 
     async def flushed(self, finished: Future[None]) -> None:

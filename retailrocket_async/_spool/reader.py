@@ -104,7 +104,7 @@ class SpoolReader:
             post(self._loop, self._listener.lease_acquired)
 
     def lease_renewed(self, moment: float) -> None:
-        """Note that this process held the lease at `moment`, in seconds of the loop's clock."""
+        """Note that this process held the lease (the right to send) at `moment`, in seconds of the loop's clock."""
         self._renewed_at = moment
 
     def lease_lost(self) -> None:

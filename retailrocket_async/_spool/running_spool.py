@@ -151,7 +151,7 @@ class RunningSpool:
         self._settle_rest(sent_to)
 
     def _settle_rest(self, sent_to: int | None) -> None:
-        """Settle every event of this process that has no outcome yet.
+        """Give an outcome to every event of this process that has no outcome yet.
 
         Args:
             sent_to: the id up to which another process may have sent events; None if the id is not known.

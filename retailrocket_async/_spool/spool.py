@@ -115,8 +115,8 @@ class SqliteSpool:
     `track` returns when its event is in the file. From then on the event survives a crash of the process and, with
     ``durability="commit"``, a crash of the host and a power cut. An event is removed from the file when the event
     has its outcome; an undelivered event becomes a dead letter. Any number of processes may share a spool. Only one of
-    these processes sends at a time, so all of them together keep one request limit. A spool belongs to one shop. The
-    API key is never written to the spool. A spool needs Linux, macOS or another system with ``flock``.
+    these processes sends at a time, so all processes together keep to one request limit. A spool belongs to one shop.
+    The API key is never written to the spool. A spool needs Linux, macOS or another system with ``flock``.
 
     Args:
         path: the directory, on a local file system. If the directory does not exist, a directory is created that only
@@ -249,8 +249,8 @@ class SqliteSpool:
     def _is_readable(self, *, dead: bool) -> bool:
         """Return whether SQLite can read all events.
 
-        `export` must know this before it yields the first event. If SQLite failed in the middle, `export` could not
-        read the pages instead, because the events that were yielded before would be yielded again.
+        `export` must know this before `export` yields the first event. If SQLite failed in the middle, `export` could
+        not read the pages instead, because the events that were yielded before would be yielded again.
         """
         try:
             for _ in self.dead() if dead else self._events():

@@ -276,7 +276,10 @@ class WriterThread:
         self._group.refuse_overflow(self._clock() - self._patience)
 
     def _renew_lease(self) -> None:
-        """If this process holds the lease, renew the lease twice a second, and notify the reader."""
+        """If this process holds the lease (the right to send), renew the lease, at most twice a second.
+
+        After each renewal, notify the reader.
+        """
         began = self._clock()
         if self.reader is not None and self._file.lease.held and began >= self._renews_at:
             self._file.lease.renew()
@@ -284,7 +287,7 @@ class WriterThread:
             self.reader.lease_renewed(began)
 
     def _lose_lease(self) -> None:
-        """Release the lease and begin a new term, so that jobs of the old term are skipped."""
+        """Release the lease (the right to send). Begin a new term, so that jobs of the old term are skipped."""
         self._group.term += 1
         if self.reader is not None:
             self.reader.lease_lost()

@@ -151,7 +151,10 @@ class Ledger:
         return _last(self._refused, limit)
 
     def body(self, record: RequestRecord) -> bytes:
-        """Return the whole body of a recent accepted request; for any other request, the part in *record*."""
+        """Return the body of a request: the whole body if the request is recent and was accepted.
+
+        Of any other request, return only the part of the body that *record* contains.
+        """
         if record.events and record.size > len(record.body):
             for *_, number, _, held in islice(reversed(self._parcels), _REQUESTS):
                 if number == record.number and isinstance(held, bytes):

@@ -101,7 +101,7 @@ class ReconnectingSource:
         return await self._call("settle", self._source.settle(done, [])) is not _FAILED
 
     async def settle_dead(self, dead: Sequence[tuple[Message, str]], *, at_once: bool = False) -> bool:
-        """Store messages as dead letters; return whether the broker has confirmed that they are stored.
+        """Store messages as dead letters; return whether the broker has confirmed that the letters are stored.
 
         After a failure this method returns False without calling the broker, for up to 5 seconds.
 

@@ -67,8 +67,8 @@ class Relay(Uncopyable):
 
     Args:
         source: the broker; the relay opens and closes the source.
-        client: delivers the events. The client must not be used elsewhere; the relay closes it. Configure it with
-            ``RetryPolicy(outlast=True)``: otherwise events become dead letters during an outage.
+        client: delivers the events. The client must not be used elsewhere; the relay closes the client. Configure the
+            client with ``RetryPolicy(outlast=True)``: otherwise events become dead letters during an outage.
         batch: largest number of messages in one fetch, 1 or more; default 500.
         window: largest number of messages that are fetched and not settled, `batch` or more; default 6,000, enough for
             4,000 events a second if a batch takes 1.5 s. With a smaller window the client sends fewer events a second.
@@ -219,8 +219,8 @@ class Relay(Uncopyable):
     def _may_track(self) -> bool:
         """Return whether events may be passed to the client.
 
-        While the client is down or halted, events are passed only if the client has no event of the relay any more,
-        because the client needs an event to find out whether the API works again.
+        While the API does not answer, or refuses the key, events are passed only if the client has no event of the
+        relay any more: the client needs an event to find out whether the API works again.
         """
         return not self._stopping.is_set() and (not self._window.open or self._client.stats().state == "sending")
 

@@ -108,7 +108,7 @@ class Window:
         return list(islice(self.held, count))
 
     def tracked(self, results: Iterable[Receipt | EventValidationError]) -> None:
-        """Move the first held messages to their next states.
+        """Move the first messages in `held` to `open` or, if a message is not a valid event, to `dead`.
 
         Args:
             results: the result of tracking each message, in the order of `held`.
@@ -123,7 +123,7 @@ class Window:
                 self.open.append((message, result))
 
     def sweep(self, *, thorough: bool = False) -> None:
-        """Move open messages that have an outcome to their next state.
+        """Move the messages in `open` that have an outcome to `done`, to `dead`, or back to `held`.
 
         Events get their outcomes in about the order of the messages. So after 100 messages in a row without an outcome,
         few later messages have an outcome, and a quick sweep stops there. Checking the whole window for every batch

@@ -39,8 +39,9 @@ class KafkaSource(Uncopyable):
 
     The topic for dead letters must exist, unless the cluster creates topics by itself. If the topic has one partition,
     the dead letters are in order. To mark dead letters as replayed or purged, the source commits the offset after the
-    last of them for the consumer group ``"<group>-dead"``. Kafka deletes a letter when the topic's retention time is
-    over. After a crash, or a failure of the cluster, a dead letter may be stored twice, with the same `message_id`.
+    last of these letters for the consumer group ``"<group>-dead"``. Kafka deletes a letter when the topic's retention
+    time is over. After a crash, or a failure of the cluster, a dead letter may be stored twice, with the same
+    `message_id`.
 
     A message's id is its partition and offset, e.g. ``"3:1742"``.
 
