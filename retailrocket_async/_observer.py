@@ -216,7 +216,7 @@ class Watch:
             self._raised(error)
 
     def settled(self, names: Iterable[str], outcome: Outcome) -> None:
-        """Call `Observer.settled`."""
+        """Call `Observer.settled` with the number of events by name, and with their outcome."""
         try:
             self._observer.settled(Counter(names), outcome)
         except BaseException as error:  # noqa: BLE001 - a user's observer

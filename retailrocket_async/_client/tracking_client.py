@@ -208,7 +208,8 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         """
         if self._before_send is not None:
             return await self._accept(event)
-        # This repeats `Intake.accept` and `Preparation.encoded`, which saves a coroutine and a call for each event.
+        # This code repeats the code of `Intake.accept` and `Preparation.encoded`, to save the time of two calls for
+        # each event.
         intake, envelope = self._intake, self._encode(event)
         if len(envelope) > self._most_bytes:
             self._preparation.refuse_size(event, envelope)
@@ -219,7 +220,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
                 self._marking.note(receipt)
             return receipt
         if (watch := self._marking) is not None:
-            # This repeats `Watch.note`, which saves a call for each event.
+            # This code repeats the code of `Watch.note`, to save the time of a call for each event.
             try:
                 if watch.origin() is watch.before:
                     receipt.mark = watch.kept

@@ -43,7 +43,7 @@ class EnvelopeReader:
     max_bytes: int
 
     def examine(self, envelopes: Sequence[bytes]) -> list[Examined]:
-        """Return one result per envelope, in order: see `Examined`."""
+        """Check envelopes, and return one result per envelope, in order. `Examined` describes a result."""
         results: list[Examined] = []
         examined, allow_custom, max_bytes = self.codec.examined, self.allow_custom, self.max_bytes
         for data in envelopes:

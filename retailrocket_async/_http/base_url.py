@@ -93,7 +93,7 @@ def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:  # noq
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is of this machine."""
+    """Whether a host name or an IP address refers to this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -88,7 +88,7 @@ class GroupCommit:
         self.tight = False
 
     def __bool__(self) -> bool:
-        """Whether any event or job waits."""
+        """Whether any event waits to be written, or any job waits to be run."""
         return bool(self.unwritten or self.jobs)
 
     # --- writing ------------------------------------------------------------------------------------------------------

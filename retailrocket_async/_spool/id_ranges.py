@@ -19,7 +19,7 @@ _MOST_STATEMENTS: Final = 8
 
 
 def ranges(ids: Iterable[int]) -> list[Range]:
-    """Return `ids` as ranges, in ascending order."""
+    """Return `ids` as ranges of consecutive ids, in ascending order."""
     found: list[Range] = []
     first = last = None
     for number in sorted(ids):

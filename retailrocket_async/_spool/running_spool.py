@@ -203,7 +203,7 @@ class RunningSpool:
                 admitted.set_result(receipt)
 
     def settled(self, log: Sequence[LogEntry]) -> None:
-        """Settle events of this process with the outcomes in the log."""
+        """Give events of this process the outcomes that the new entries of the outcome log contain."""
         self._ledger.settle_log(log)
 
     def missed(self) -> None:

@@ -1,4 +1,4 @@
-"""Passes events and jobs from the event loop to the writer's thread."""
+"""Passes events, and jobs (functions that read or change the file), from the event loop to the writer's thread."""
 
 from __future__ import annotations
 
@@ -118,7 +118,10 @@ class SpoolWriter:
         self._put_job(job)
 
     def pop_unsettled(self) -> list[tuple[Settlement, bool]]:
-        """Remove and return the settlements that were not read back yet; see `PendingSettlements.pop_all`."""
+        """Remove and return the outcomes that were passed to `settle` and were not read from the log yet.
+
+        `PendingSettlements.pop_all` describes the result.
+        """
         return self._settlements.pop_all()
 
     def submit(self, run: Callable[[SpoolFile], T], then: Callable[[T], None] | None = None) -> asyncio.Future[T]:

@@ -34,7 +34,7 @@ class FaultScript:
         self._pending: list[_Pending] = []
 
     def add(self, *faults: Fault) -> None:
-        """Append *faults* to the script."""
+        """Append *faults* to the pending faults."""
         self._pending.extend(_Pending(fault, fault.times) for fault in faults)
 
     def take(self, path: str, body: bytes) -> Fault | None:

@@ -55,7 +55,7 @@ class Ledger:
 
     @property
     def total_requests(self) -> int:
-        """How many requests arrived."""
+        """How many requests have arrived since the last `clear`."""
         return self._arrived
 
     def open(

@@ -44,7 +44,7 @@ class RunningEmulator(Address):
 
     @property
     def faults(self) -> FaultScript:
-        """The script of pending faults."""
+        """The pending faults: deliberate failures that are applied to the next requests."""
         return self.emulator.faults
 
     def fail_with(self, kind: FaultKind, **facts: Any) -> Fault:  # noqa: ANN401 - the attributes of Fault

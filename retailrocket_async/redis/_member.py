@@ -245,7 +245,7 @@ class Member:
                 return None
             if answer.wait >= 0:
                 return Reservation(number, self._loop.time() + answer.wait)
-            # Too many permitted requests were not sent yet, so the script cannot compute a moment.
+            # Too many permitted requests were not sent yet, so the script cannot compute a moment. Try again later.
             await asyncio.sleep(_STALE * self.rate_limit.per)
 
     # --- reports ---

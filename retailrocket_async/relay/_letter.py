@@ -54,7 +54,7 @@ class LetterHeaders(NamedTuple):
     sha256: str
 
     def write(self, letter: Letter | DeadLetter, message_id: str, reason: str) -> dict[str, str]:
-        """Return the headers of a letter."""
+        """Return the headers with which a dead letter is stored at the broker."""
         headers = {self.message_id: message_id, self.reason: reason}
         if letter.size is not None:
             headers |= {self.size: f"{letter.size}", self.sha256: letter.sha256}
@@ -89,7 +89,7 @@ class Attempt(NamedTuple):
 
     @property
     def letter(self) -> Letter:
-        """The letter to publish."""
+        """The dead letter to publish, with a shortened body if the body has more than `limit` bytes."""
         return letter_of(self.message, self.limit)
 
 

@@ -88,7 +88,7 @@ class Window:
         return self.room >= max(1, min(batch, most // 2))
 
     def messages(self) -> list[Message]:
-        """Return the messages of all states."""
+        """Return all messages that were handed out and are not settled, whatever their state."""
         return [*(message for message, _ in self.open), *self.held, *self.done, *(message for message, _ in self.dead)]
 
     def add(self, messages: Sequence[Message]) -> None:

@@ -176,7 +176,7 @@ class Inbox:
         self._news.set()
 
     def settled(self, messages: Iterable[Message]) -> None:
-        """Record that messages are settled."""
+        """Record that messages are settled, so that the messages are recognized if the server sends them again."""
         for message in messages:
             self.held.pop(message.handle, None)
             self._settled[message.handle] = None

@@ -24,7 +24,7 @@ The value is in the year 2001. If the time is lower, the id does not come from t
 
 
 def message_of(id_: bytes, fields: Sequence[bytes], deliveries: int) -> Message:
-    """Return the message that an entry contains."""
+    """Return the message that an entry of a Redis stream contains."""
     body = fields[1] if fields[0] == b"envelope" else _body_of(fields)
     milliseconds = int(id_.partition(b"-")[0])
     published_at = milliseconds / 1000 if milliseconds >= _FIRST_MOMENT else None

@@ -286,9 +286,10 @@ class RedisStreamSource(Uncopyable):
     # --- entries ---
 
     async def _fetch_own(self, most: int, own: bytes | None) -> tuple[list[Message], bytes | None]:
-        """Read this relay's pending entries with ids above `own`; return new messages and the id to continue from.
+        """Read this relay's pending entries with ids above `own`; return their messages, and the next value of `own`.
 
-        Entries that this source has already handed out are skipped. The id is None if all pending entries were read.
+        Entries that this source has already handed out are skipped. The next value of `own` is None if all pending
+        entries were read.
         """
         while own is not None:
             entries = await self._read(own, most)
@@ -326,7 +327,8 @@ class RedisStreamSource(Uncopyable):
         return entries
 
     async def _messages(self, entries: Iterable[Entry], deliveries: int) -> list[Message]:
-        """Convert entries to messages and record them as handed out; skip entries that are handed out already."""
+        """Convert entries to messages, and record the messages as handed out; skip entries that were handed out
+        before."""
         # Redis 6 returns None in place of an entry that was removed.
         new = [entry for entry in entries if entry is not None and entry[0] not in self._handed_out]
         trimmed = [id_ for id_, fields in new if not fields]
