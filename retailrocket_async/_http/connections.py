@@ -30,13 +30,13 @@ request that is sent at that moment fails."""
 
 @attrs.define(eq=False)
 class Channel:
-    """An HTTP client that carries one request at a time, or many over HTTP/2.
+    """An HTTP client and its state; the client carries one request at a time or, with HTTP/2, many requests.
 
     Attributes:
         client: the client.
         born_at: the loop time (seconds) at which the client was made.
         users: how many requests use the client now.
-        retired: whether further requests are forbidden to use the client.
+        retired: True if no further request may use the client.
         idle_since: the loop time at which the last request ended; has no meaning while a request uses the client.
     """
 

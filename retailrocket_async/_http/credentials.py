@@ -85,8 +85,8 @@ class Credentials:
     async def renew(self, serial: int) -> tuple[bool, str | None]:
         """Get the key again, unless the key has changed since the request that used the key number `serial`.
 
-        Returns whether the key has changed since that request, and the name of the error if getting the key failed,
-        otherwise None.
+        Returns two values: whether the key has changed since that request; and the name of the error if getting the key
+        failed, otherwise None.
         """
         if self.serial != serial:
             return True, None

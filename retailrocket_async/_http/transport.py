@@ -81,8 +81,8 @@ class Transport(Protocol):
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
         """Get the key again, unless the key has changed since the request whose `Reply.serial` is `serial`.
 
-        Returns whether the key has changed since that request, and the name of the error if getting the key failed,
-        otherwise None.
+        Returns two values: whether the key has changed since that request; and the name of the error if getting the key
+        failed, otherwise None.
         """
         ...
 

@@ -29,7 +29,7 @@ _HIGHEST_ID: Final = 1 << 62
 
 
 class SpoolLedger:
-    """Settles the events of this process, and counts them by outcome.
+    """Sets the outcomes of the events that this process has tracked, and counts the events by outcome.
 
     Attributes:
         process_events: the events in the file that this process has tracked.
@@ -43,7 +43,8 @@ class SpoolLedger:
         self.usage = Usage(0, 0, 0, None)
         self.failure: SpoolError | None = None
         self.ended = False
-        # Events that were never in the file: direct sends, and events that were dropped unwritten.
+        # The next two attributes count events that were never in the file: events that were sent directly, and events
+        # that were dropped before they were written.
         self._direct = OutcomeCounts()
         self._direct_tracked = 0
 

@@ -150,8 +150,8 @@ class SpoolReader:
             post(self._loop, self._listener.damage_found, self._damaged)
         if rows.ids:
             self._cursor = rows.ids[-1]
-            # The writer's thread also reports newly written events to the loop by `post`, so all events reach the
-            # engine in the order of their ids.
+            # The writer's thread reports newly written events to the loop by `post`, too. The loop makes posted calls
+            # in order, so all events reach the engine in the order of their ids.
             post(self._loop, self._listener.events_read, rows)
 
     def claims(self, file: SpoolFile, first: int, last: int) -> bool:

@@ -81,9 +81,11 @@ class RunningSpool:
             overflowed=_overflowed,
         )
         window = Window(
-            # Twice the number of events that can be in flight. The second half of these events fills the next batches.
+            # Allow twice the number of events that can be in flight: while the first half is in flight, the second half
+            # fills the next batches.
             2 * batching.max_in_flight * batching.max_events,
-            # At most a quarter of the spool, because `drop_oldest` drops only events that the engine does not have yet.
+            # Allow at most a quarter of the spool's size, because `drop_oldest` can drop only events that the engine
+            # does not have yet.
             min(2 * batching.max_in_flight * batching.max_bytes, spool.max_bytes // 4),
         )
         self.forwarder = Forwarder(

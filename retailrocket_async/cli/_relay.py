@@ -78,7 +78,7 @@ RelayName: TypeAlias = Annotated[
 
 
 class OnUnreachable(StrEnum):
-    """The values of `RedisLimiter(on_unreachable=...)`."""
+    """The values that `RedisLimiter` accepts for its argument `on_unreachable`."""
 
     SHARE = "share"
     WAIT = "wait"

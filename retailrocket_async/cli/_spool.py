@@ -185,7 +185,7 @@ def _reporting_spool_errors() -> "Generator[None]":
 
 
 def _list(events: "Iterable[_Stored]", describe: "Callable[[_Stored], str]", limit: int, *, as_json: bool) -> None:
-    """Print the first `limit` events: a line of JSON, or number, description and envelope."""
+    """Print the first `limit` events, one line each: JSON, or the event's number, description and envelope."""
     if as_json:
         _print_json(events, limit)
         return

@@ -77,7 +77,8 @@ def arguments_of(settings: Settings, *, with_key: bool = True) -> list[str]:
 
     Args:
         settings: the settings.
-        with_key: False leaves out the key; the environment variable `API_KEY` must then have the key.
+        with_key: whether to include the key; default True. If False, the key must be in the environment variable that
+            the constant `API_KEY` names.
     """
     arguments: list[str] = []
     for name, value in attrs.asdict(settings).items():

@@ -127,8 +127,8 @@ class Ledger:
             after: only events with a higher `seq`; default 0.
             limit: the most events to return, the oldest first; None (default) for all.
         """
-        # Parcels are dropped as a whole, so the oldest parcel may contain events that are older than the last `keep`
-        # events. These events are left out here.
+        # Only whole parcels (all events of one request) are dropped, so the oldest parcel may contain events that are
+        # older than the last `keep` events. These events are left out here.
         after = max(after, self._accepted - self._keep)
         wanted = [text.encode(errors="surrogatepass") for text in (name, session) if text is not None]
         found = (

@@ -108,7 +108,8 @@ class KafkaCluster:
         )
 
     async def committed(self, group: str, partitions: set[Any]) -> dict[Any, tuple[int, str]]:
-        """Return each partition's committed offset and its note; the offset is -1 if no offset was committed."""
+        """Return the committed offset of each partition (-1 if there is none), and the note that was committed with
+        it."""
         admin = importlib.import_module("aiokafka.admin").AIOKafkaAdminClient(**self.options())
         await start(admin)
         try:

@@ -327,8 +327,10 @@ class RedisStreamSource(Uncopyable):
         return entries
 
     async def _messages(self, entries: Iterable[Entry], deliveries: int) -> list[Message]:
-        """Convert entries to messages, and record the messages as handed out; skip entries that were handed out
-        before."""
+        """Convert entries to messages, and record the messages as handed out.
+
+        Entries that were handed out before are skipped.
+        """
         # Redis 6 returns None in place of an entry that was removed.
         new = [entry for entry in entries if entry is not None and entry[0] not in self._handed_out]
         trimmed = [id_ for id_, fields in new if not fields]
