@@ -160,7 +160,7 @@ class HttpxTransport:
             raise without_frames(error)  # noqa: B904 - from itself
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Get the key again, unless the key has changed since the request with this `serial`; see `Transport`."""
+        """Get the key again, unless the key has changed since the request; see `Transport.renew_key`."""
         return await self._credentials.renew(serial)
 
     async def aclose(self) -> None:

@@ -1,12 +1,13 @@
-"""Passes events from a spool's file to the engine while this process holds the lease, and writes the outcomes.
+"""Passes events from a spool's file to the engine, and outcomes from the engine to the file.
 
 ::
 
     file --read--> window --feed--> engine --keep--> settlement --write--> file --log--> events of every process
 
 If no older event waits in the file, an event that this process has just written is passed to the engine directly,
-without being read from the file. One process at a time holds the lease; every other process tries to acquire the lease
-every half second. Only a bounded number of events (the window) is in memory, even if many more events wait in the file.
+without being read from the file. One process at a time holds the lease, the right to send; every other process tries to
+acquire the lease every half second. Only a bounded number of events (the window) is in memory, even if many more events
+wait in the file.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ events."""
 
 
 class SpoolReceipt(Receipt):
-    """A receipt that supports weak references."""
+    """A receipt that supports weak references, so that `ProcessEvents` does not keep the receipt in memory."""
 
     __slots__ = ("__weakref__",)
 

@@ -209,7 +209,10 @@ class RunningSpool:
         self._ledger.settle_log(log)
 
     def missed(self) -> None:
-        """Look up which events of this process still wait in the file, and settle all other events of this process."""
+        """Look up which events of this process still wait in the file.
+
+        All other events of this process get the outcome in the log or, if the log has none any more, `Abandoned`.
+        """
         self.writer.catch_up(self._ledger.process_events.spans()).add_done_callback(self._caught_up)
 
     def _caught_up(self, found: asyncio.Future[tuple[list[int], list[LogEntry]]]) -> None:

@@ -121,7 +121,8 @@ class WriterThread:
 
     @property
     def reader(self) -> SpoolReader | None:
-        """Reads written events for the engine; None if no events are read. Set before the thread starts."""
+        """The object that reads written events for the engine; None if no events are read. Set it before `run` is
+        called."""
         return self._group.reader
 
     @reader.setter

@@ -176,7 +176,7 @@ def replay(
 
 @contextmanager
 def _reporting_spool_errors() -> "Generator[None]":
-    """Exit with one sentence if the spool cannot be used."""
+    """If the block finds that the spool cannot be used, exit with a sentence that says why."""
     with reporting_errors():
         try:
             yield

@@ -194,7 +194,8 @@ def _figure(value: object) -> str:
 
 
 def in_options(message: str) -> str:
-    """Return a message of the package with the names of settings replaced by the names of the options."""
+    """Return a message of the package in which the names of settings are replaced by the names of the command's
+    options."""
     for keyword, option in _OPTIONS.items():
         message = message.replace(keyword, option)
     return message

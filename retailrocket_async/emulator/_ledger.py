@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Ledger"]
 
-# The accepted events of one request: the number of the first event, the number of events, the number of the request,
-# the path of the request, and its body. The body is stored as bytes, and parsed again when a caller asks for events.
-# With 200,000 events as objects, each garbage collection would stop the event loop for a long time. Requests that
-# arrive meanwhile would be counted together, so requests within the limit would be refused. For the same reason a
-# parcel is a plain tuple: the garbage collector does not check a tuple that contains only numbers, strings and bytes.
+# A parcel stores the accepted events of one request: the number of the first event, the number of events, the number of
+# the request, the path of the request, and the body of the request. The body is stored as bytes, and parsed again when
+# a caller asks for events. With 200,000 events as objects, each garbage collection would stop the event loop for a long
+# time. Requests that arrive meanwhile would be counted together, so requests within the limit would be refused. For the
+# same reason a parcel is a plain tuple: the garbage collector does not check a tuple that contains only numbers,
+# strings and bytes.
 _Parcel: TypeAlias = "tuple[int, int, int, str, bytes | Events]"
 
 _REQUESTS: Final = 1_000

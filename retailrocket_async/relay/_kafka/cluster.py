@@ -108,8 +108,10 @@ class KafkaCluster:
         )
 
     async def committed(self, group: str, partitions: set[Any]) -> dict[Any, tuple[int, str]]:
-        """Return the committed offset of each partition (-1 if there is none), and the note that was committed with
-        it."""
+        """Return each partition's committed offset, and the note (a text) that was committed with the offset.
+
+        The offset is -1 if no offset was committed.
+        """
         admin = importlib.import_module("aiokafka.admin").AIOKafkaAdminClient(**self.options())
         await start(admin)
         try:
