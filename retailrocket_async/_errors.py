@@ -112,7 +112,8 @@ class WrongLoopError(UsageError, RuntimeError):
 
 
 class BufferFullError(RetailRocketError):
-    """The buffer is full, by events or by bytes; raised by `track_nowait`, and by `track` with ``overflow="raise"``."""
+    """The buffer is at its limit of events or bytes; raised by `track_nowait`, and by `track` with
+    ``overflow="raise"``."""
 
 
 class SpoolFullError(BufferFullError):
@@ -204,7 +205,8 @@ class NoAnswerError(AbandonedError):
 
 
 class HaltedError(AbandonedError):
-    """Nothing can be sent: an environment variable is wrong, or a proxy refuses; the message says what to correct."""
+    """Nothing can be sent: an environment variable or a proxy prevents all requests; the message says what to
+    correct."""
 
 
 class DroppedError(DeliveryError):

@@ -1,4 +1,4 @@
-"""The part of the client that handles no single event: start, flush, close and counters of the engine."""
+"""The methods of the client that start, flush and close the engine, and return the engine's counters."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def failure_detail(error: Exception) -> str:
 
 
 def _lacks_pool(error: Exception) -> bool:
-    """Whether asyncio could not resolve a name because its thread pool is shut down."""
+    """Whether asyncio could not resolve a host name, because asyncio's thread pool is shut down."""
     return isinstance(error, RuntimeError) and str(error).startswith(_POOL_IS_SHUT)
 
 

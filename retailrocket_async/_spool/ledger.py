@@ -66,7 +66,7 @@ class SpoolLedger:
     # --- events in the file -------------------------------------------------------------------------------------------
 
     def settle_log(self, log: Iterable[LogEntry]) -> None:
-        """Settle events of this process with the outcomes in the entries `log`."""
+        """Give events of this process the outcomes in `log`, which has new entries of the outcome log."""
         for entry in log:
             self.process_events.settled(entry.ids, *decode_outcome(entry.outcome))
 

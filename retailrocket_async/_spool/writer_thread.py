@@ -121,8 +121,7 @@ class WriterThread:
 
     @property
     def reader(self) -> SpoolReader | None:
-        """The object that reads written events for the engine; None if no events are read. Set it before `run` is
-        called."""
+        """The object that reads written events for the engine, or None. Set this attribute before `run` is called."""
         return self._group.reader
 
     @reader.setter
@@ -352,7 +351,8 @@ class WriterThread:
         ever_open = self._generation > 0
         if not isinstance(error, SpoolBusyError):
             self._is_open = False
-            # To open a large damaged file takes long, and slows other processes on the disk. The pause is longer then.
+            # The longer it took to open the file, the longer is the pause, because opening a large damaged file slows
+            # other processes that use the disk.
             self._opens_at = self._clock() + max(_REOPEN, 4 * self._opening_took)
         post(self._loop, self._listener.failed, error)
         if ever_open and not isinstance(error, SpoolDamagedError):

@@ -194,8 +194,7 @@ def _figure(value: object) -> str:
 
 
 def in_options(message: str) -> str:
-    """Return a message of the package in which the names of settings are replaced by the names of the command's
-    options."""
+    """Return a message of the package, with the names of the command's options in place of the names of settings."""
     for keyword, option in _OPTIONS.items():
         message = message.replace(keyword, option)
     return message

@@ -360,7 +360,8 @@ class Member:
         else:
             self._outage = self._begin_outage(now)
         if self._outage.local is not None:
-            # A call that waits for the local limiter sends no commands, so a timer sends the probe.
+            # A call that waits for the local limiter sends no commands to Redis, so a timer sends the probe: a command
+            # that finds out whether Redis answers again.
             detached(self._loop.call_later, PROBE + 0.001, self._probe)
 
     def _begin_outage(self, now: float) -> Outage:

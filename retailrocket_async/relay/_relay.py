@@ -254,7 +254,8 @@ class Relay(Uncopyable):
             return
 
     async def _settle(self, *, at_end: bool = False) -> bool:
-        """Settle the messages that have an outcome; return False if acknowledging `Window.done` failed.
+        """Settle the messages that have an outcome; return False if the messages in `Window.done` were not
+        acknowledged.
 
         If the broker cannot store dead letters, their messages stay in the window, and the relay goes on delivering
         other messages.

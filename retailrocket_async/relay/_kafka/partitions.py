@@ -50,7 +50,7 @@ class Partitions:
         self._committing = asyncio.Lock()
 
     def watermark(self, partition: Any) -> Watermark | None:
-        """Return the watermark of a partition, or None if the partition has no watermark yet."""
+        """Return the `Watermark` that records which messages of a partition are settled; None if there is none yet."""
         return self._watermarks.get(partition)
 
     @property
