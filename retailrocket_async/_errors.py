@@ -112,8 +112,10 @@ class WrongLoopError(UsageError, RuntimeError):
 
 
 class BufferFullError(RetailRocketError):
-    """The buffer is at its limit of events or bytes; raised by `track_nowait`, and by `track` with
-    ``overflow="raise"``."""
+    """The buffer is at its limit of events or of bytes.
+
+    Raised by `track_nowait`, and with ``overflow="raise"`` also by `track`.
+    """
 
 
 class SpoolFullError(BufferFullError):
@@ -205,8 +207,7 @@ class NoAnswerError(AbandonedError):
 
 
 class HaltedError(AbandonedError):
-    """Nothing can be sent: an environment variable or a proxy prevents all requests; the message says what to
-    correct."""
+    """An environment variable or a proxy prevents all requests; the message says what to correct."""
 
 
 class DroppedError(DeliveryError):

@@ -254,8 +254,9 @@ class Relay(Uncopyable):
             return
 
     async def _settle(self, *, at_end: bool = False) -> bool:
-        """Settle the messages that have an outcome; return False if the messages in `Window.done` were not
-        acknowledged.
+        """Settle the messages that have an outcome.
+
+        Return False if the messages in `Window.done` could not be acknowledged.
 
         If the broker cannot store dead letters, their messages stay in the window, and the relay goes on delivering
         other messages.
