@@ -30,7 +30,7 @@ def too_large(name: str, size: int, max_bytes: int) -> EventValidationError:
 
 @attrs.frozen
 class EnvelopeReader:
-    """Checks and decodes envelopes, all with the settings below.
+    """Checks and decodes envelopes, with the settings that the attributes store.
 
     Attributes:
         codec: decodes an envelope.

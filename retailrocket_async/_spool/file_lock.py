@@ -180,7 +180,7 @@ class FileLock:
             self._system.touch(self._file)
 
     def last_heartbeat(self) -> tuple[int, int]:
-        """Return a value that changes whenever the holder calls `heartbeat`."""
+        """Return a value that changes whenever the process that holds the lock calls `heartbeat`."""
         found = self._system.stat(self._path)
         return found.st_ino, found.st_mtime_ns
 

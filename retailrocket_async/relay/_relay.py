@@ -240,7 +240,8 @@ class Relay(Uncopyable):
         """Pass the messages in `Window.held` to the client."""
         window = self._window
         if self._client.stats().state != "sending":
-            # A halted client may refuse events at once, so without this sleep the relay would retry in a busy loop.
+            # If sending is halted (the key is wrong, for example), the client may refuse events at once. Without this
+            # sleep the relay would then retry in a busy loop.
             await self._sleep(_RETRY)
         try:
             while window.held:

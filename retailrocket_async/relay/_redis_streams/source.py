@@ -252,9 +252,9 @@ class RedisStreamSource(Uncopyable):
         self._handed_out.difference_update(message.handle for message in messages)
 
     async def lag(self) -> Lag:
-        """Return how many messages of the group are not settled. `waiting` is None with Redis 6.
+        """Return how many messages of the group are not settled.
 
-        `waiting` is also None if entries were deleted from the stream.
+        The result's `waiting` is None with Redis 6, or if entries were deleted from the stream.
         """
         for group in await self._redis.xinfo_groups(self._stream):
             if group["name"] == self._group.encode():
