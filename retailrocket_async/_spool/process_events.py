@@ -74,7 +74,7 @@ class _Run:
 
 
 class ProcessEvents:
-    """Counts the events of this process by their outcome, settles their receipts, and lets calls of `flush` return.
+    """Counts the events of this process by outcome, sets the outcomes of their receipts, and lets `flush` return.
 
     Attributes:
         tracked: number of events that were added.
@@ -120,7 +120,8 @@ class ProcessEvents:
     def settled(self, ids: Sequence[Range], outcome: Outcome, name: str = "") -> None:
         """Set the outcome of those of the given events that this process has tracked.
 
-        Each event must be settled only once, because the runs do not record which of their events have an outcome.
+        Call this method only once for each event, because a run (events with consecutive ids) does not record which of
+        its events have an outcome.
 
         Args:
             ids: the ids of the events; events of other processes may be among these events.
@@ -147,7 +148,7 @@ class ProcessEvents:
             flush.count_down(max(0, min(last, flush.last) - first + 1))
 
     def forget(self, waiting: Iterable[int], outcome: Abandoned) -> None:
-        """Settle the events that are not in the file any more, and whose true outcomes are not known.
+        """Set an outcome for the events that are not in the file any more, and whose true outcomes are not known.
 
         Args:
             waiting: the ids of the events that still wait in the file; these events are not settled.
@@ -185,7 +186,7 @@ class ProcessEvents:
             await self._flushes.wait(self._runs[-1].last, self.pending, finished)
 
     def keep(self, outcome: Kept) -> None:
-        """Settle all events that have no outcome with `outcome`, because these events stay in the file."""
+        """Set `outcome` as the outcome of all events without an outcome, because these events stay in the file."""
         self.counts.add(outcome, self.pending, ())
         self.pending = 0
         runs, self._runs = self._runs, []

@@ -137,7 +137,7 @@ class RunningSpool:
             forwarder.skip_linger = False
 
     async def end(self) -> None:
-        """Release the lease, close the file, and settle all events; call this after the engine was closed."""
+        """Release the lease, close the file, and give every event an outcome. Call this after the engine was closed."""
         writer, forwarder = self.writer, self.forwarder
         # `_settle_rest` needs the id up to which another process may have sent events. If this process sends, the
         # reader knows this id; otherwise the id is read from the file.
@@ -251,7 +251,7 @@ class RunningSpool:
         self._engine.spool_failed(error)
 
     def replaced(self) -> None:
-        """Settle all events of the old file, and continue with the file that has replaced the old file."""
+        """Give every event of the old file an outcome, and continue with the file that has replaced the old file."""
         self.writer.term += 1
         self._ledger.settle_pending(self.writer.pop_unsettled(), file_gone=True)
         self.forwarder.file_gone = True

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class SpoolWriter:
-    """Writes events and outcomes to a spool, in a thread of its own.
+    """Writes events and outcomes to a spool, in a separate thread.
 
     Args:
         file: the file of the spool; from now on only the thread may use the file.

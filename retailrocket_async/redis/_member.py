@@ -327,7 +327,7 @@ class Member:
         return answer
 
     def _expected_generation(self, now: float) -> int | None:
-        """Return the generation of Redis's data, as far as this process knows; None if a loss of data does not matter.
+        """Return the generation that Redis's data should have; None if a loss of data does not matter.
 
         A loss does not matter in two cases. Either Redis may have deleted the keys because they were not used for a
         long time. Or this process sends its share of the limit because of an outage of Redis: before the first request

@@ -228,7 +228,10 @@ class Relay(Uncopyable):
         return not self._window.held and self._window.has_room(self._batch) and self._may_track()
 
     async def _fetch(self) -> bool:
-        """Fetch up to one batch, as far as the window has room; return False if the call failed."""
+        """Fetch at most one batch, and at most as many messages as the window has room for.
+
+        Return False if the call failed.
+        """
         wait = _BUSY if self._window.open else _IDLE
         messages = await self._source.fetch(min(self._batch, self._window.room), wait)
         if messages is None:

@@ -59,7 +59,7 @@ class DeadLetter:
 
 @attrs.frozen(kw_only=True)
 class Lag:
-    """The numbers of messages that were published and not settled yet.
+    """The numbers of messages that were published and not settled (removed or acknowledged) yet.
 
     Attributes:
         waiting: number of messages that the broker has not handed out yet; None if the broker does not report this

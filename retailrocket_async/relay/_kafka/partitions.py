@@ -81,7 +81,10 @@ class Partitions:
         return self._watermarks.get(place.partition) is place.watermark and place.watermark.is_open(place.offset)
 
     def settle(self, messages: Iterable[Message]) -> None:
-        """Record that messages are settled. The next `commit` sends the new offsets to the cluster."""
+        """Record that messages are settled, that is, need no more work.
+
+        The next `commit` sends the new offsets to the cluster.
+        """
         for message in messages:
             message.handle.watermark.settle(message.handle.offset)
 

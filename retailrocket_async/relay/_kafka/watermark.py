@@ -11,7 +11,7 @@ _LONGEST = 4_000
 
 
 class Watermark:
-    """Records which messages of one partition were handed out and which of them are settled.
+    """Records which messages of one partition were handed out and which of them are settled (need no more work).
 
     Kafka stores one offset per partition for a consumer group: all messages below the offset are settled. So the
     committed offset must not be above the offset of the oldest message that is not settled. Together with the offset
