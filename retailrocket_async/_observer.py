@@ -157,7 +157,7 @@ class Watch:
         self._observer.opened(client)
 
     def mark(self) -> object:
-        """Return the mark of an event, for `note_mark`; may be called in any thread."""
+        """Call `Observer.tracked` in any thread; return the mark, which must be passed to `note_mark`."""
         try:
             return self._tracked()
         except BaseException as error:  # a user's observer

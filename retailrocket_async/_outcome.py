@@ -42,8 +42,8 @@ class Refusal(NamedTuple):
     """The meaning of an HTTP status with which the API, or a proxy, refuses a request.
 
     Attributes:
-        scope: see `Rejected.scope`.
-        advice: see `Rejected.advice`.
+        scope: what is refused, this event or all access; see `Rejected.scope`.
+        advice: what the status means and what to correct; see `Rejected.advice`.
     """
 
     scope: RejectionScope

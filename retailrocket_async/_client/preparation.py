@@ -62,7 +62,7 @@ class Preparation:
         self._before_send = before_send
 
     def chosen(self, event: Event, *, report: bool = True) -> Event | Receipt:
-        """Call `before_send`; return the event to send, or a settled receipt if `before_send` drops the event.
+        """Call `before_send`; return the event to send, or a receipt with the outcome if `before_send` drops the event.
 
         Args:
             event: the event that the caller tracks.
@@ -89,7 +89,7 @@ class Preparation:
         raise too_large(event.event_name, len(envelope), self._batching.max_bytes)
 
     def prepared(self, event: Event) -> tuple[str, bytes] | Receipt:
-        """Return the name and JSON of the event to send, or a settled receipt if `before_send` drops the event."""
+        """Return the name and JSON of the event to send, or, if `before_send` drops it, a receipt with the outcome."""
         chosen = self.chosen(event)
         return chosen if isinstance(chosen, Receipt) else (chosen.event_name, self.encoded(chosen))
 

@@ -169,7 +169,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         super().__init__(engine)
         self._before_send = before_send
         self._preparation = Preparation(engine, self._codec, batching, before_send)
-        # `track` runs for every event, and attributes of the client itself are faster to read.
+        # `track` runs for every event, and reads these three values faster if they are attributes of the client itself.
         self._intake = engine.intake
         self._encode = self._codec.encode
         self._most_bytes = self._preparation.max_bytes
@@ -297,7 +297,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         return results
 
     async def send(self, event: Event) -> Delivered:
-        """Send one event immediately, in a request to the event's endpoint; return when the API has accepted it.
+        """Send one event immediately, in a request to its own endpoint; return when the API has accepted the event.
 
         The request waits for the rate limiter and is retried like a batch. Cancelling this call cancels the request.
 

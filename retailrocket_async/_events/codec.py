@@ -76,7 +76,7 @@ class Codec:
             raise ConfigurationError(f"timestamp_precision must be one of {allowed}, not {timestamp_precision!r}")
         self.timestamp_precision: TimestampPrecision = timestamp_precision
         self._option = orjson.OPT_OMIT_MICROSECONDS if timestamp_precision == "seconds" else 0
-        # Without detailed validation, cattrs raises one error instead of nested groups.
+        # Without detailed validation, cattrs raises a single error instead of nested exception groups.
         converter = Converter(detailed_validation=False)
         self._to_object: dict[type[Event], Callable[[Any], dict[str, Any]]] = {CustomEvent: _custom_fields}
         self._from_object: dict[str, Callable[[Any, Any], Event]] = {}

@@ -109,7 +109,7 @@ class Credentials:
         if self._asking is None or self._asking.done():
             self._asking = detached(asyncio.create_task, self._ask_now())
         asking = self._asking
-        # If one caller is cancelled, the others still get the key.
+        # `asyncio.wait` does not cancel the task. So if one caller is cancelled, the other callers still get the key.
         await asyncio.wait({asking})
         if asking.cancelled():
             # Some shutdowns cancel every task, including the task that calls the function.

@@ -1,9 +1,9 @@
 """A connection to the database of a spool: opens and checks the file, and runs transactions under a lock.
 
 SQLite lets several processes write to one database, but this has three problems. Waiting for SQLite's locks is slow and
-not fair. The first opening of a new database can fail. Versions before 3.51.3 can damage the file if two connections
-write and checkpoint at the same moment. Every transaction is therefore protected by a lock of this package, which
-prevents all three problems.
+not fair. The first opening of a new database can fail if several processes open the database at the same moment.
+Versions before 3.51.3 can damage the file if two connections write and checkpoint at the same moment. Every transaction
+is therefore protected by a lock of this package, which prevents all three problems.
 """
 
 from __future__ import annotations

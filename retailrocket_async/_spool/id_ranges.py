@@ -1,6 +1,6 @@
 """Represents ids of events as ranges of consecutive ids.
 
-Events that are settled together mostly have consecutive ids, so one range replaces hundreds of ids.
+Events that get their outcome together mostly have consecutive ids, so one range replaces hundreds of ids.
 """
 
 from __future__ import annotations

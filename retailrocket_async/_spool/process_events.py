@@ -1,4 +1,4 @@
-"""Counts the events in a spool that this process has tracked, and settles their receipts.
+"""Counts the events in a spool that this process has tracked, and sets the outcomes of their receipts.
 
 A spool may hold millions of events, so there is one record for each run of consecutive ids, not for each event. The
 records have only weak references to receipts, so a receipt uses no memory once the caller drops the receipt. Most

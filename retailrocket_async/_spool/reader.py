@@ -52,7 +52,7 @@ class SpoolReader:
             lease.
 
     Attributes:
-        read_before: the highest id that another process may have sent.
+        read_before: the highest id of the events that another process may have sent.
         sending: whether this process passes events to the engine; set in the event loop.
     """
 
@@ -84,7 +84,7 @@ class SpoolReader:
         """Try to acquire the lease; call this in a transaction.
 
         Returns:
-            The highest id that another process may have sent; None if this process did not get the lease.
+            The highest id of the events that another process may have sent; None if this process did not get the lease.
         """
         return file.events.read_to() if file.lease.acquire() else None
 

@@ -1,4 +1,4 @@
-"""Runs a spool from the first event to `aclose`: owns its writer and forwarder, and handles the writer's reports."""
+"""Runs a spool from the first event to `aclose`: creates writer and forwarder, and handles the writer's reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The script of faults: chooses the fault of each request, and counts how many requests each fault still applies to."""
+"""The pending faults: chooses the fault of each request, and counts how many requests each fault still applies to."""
 
 from __future__ import annotations
 

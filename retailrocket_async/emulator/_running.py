@@ -48,7 +48,7 @@ class RunningEmulator(Address):
         return self.emulator.faults
 
     def fail_with(self, kind: FaultKind, **facts: Any) -> Fault:  # noqa: ANN401 - the attributes of Fault
-        """Append a fault to the script and return it.
+        """Append a fault to the pending faults, and return the fault.
 
         Args:
             kind: the failure; see `Fault`.

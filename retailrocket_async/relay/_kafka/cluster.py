@@ -163,7 +163,7 @@ async def stop(client: Any) -> None:
 
 async def _close_connections(client: Any) -> None:
     """Close the connections of a client whose `stop` was interrupted, because a second `stop` would do nothing."""
-    # A producer has the attribute `client`, a consumer `_client`.
+    # A producer has the attribute `client`, and a consumer has the attribute `_client`.
     await (client.client if hasattr(client, "client") else client._client).close()  # noqa: SLF001
 
 
