@@ -60,7 +60,10 @@ class ConfigurationError(UsageError, ValueError):
 
 
 class _Redacted:
-    """The type of `REDACTED`, which replaces a value that must not be shown; a value may be None, so None cannot."""
+    """The type of the constant `REDACTED`, which replaces a value that must not be shown.
+
+    None cannot be used for this purpose, because the value itself may be None.
+    """
 
     def __repr__(self) -> str:
         return "<withheld>"
@@ -109,7 +112,10 @@ class WrongLoopError(UsageError, RuntimeError):
 
 
 class BufferFullError(RetailRocketError):
-    """The buffer is full, by events or by bytes; raised by `track_nowait`, and by `track` with ``overflow="raise"``."""
+    """The buffer is at its limit of events or of bytes.
+
+    Raised by `track_nowait`, and with ``overflow="raise"`` also by `track`.
+    """
 
 
 class SpoolFullError(BufferFullError):
@@ -201,7 +207,7 @@ class NoAnswerError(AbandonedError):
 
 
 class HaltedError(AbandonedError):
-    """Nothing can be sent: an environment variable is wrong, or a proxy refuses; the message says what to correct."""
+    """An environment variable or a proxy prevents all requests; the message says what to correct."""
 
 
 class DroppedError(DeliveryError):
@@ -256,7 +262,10 @@ def type_name(value: object) -> str:
 
 
 def brief_names(names: Iterable[object]) -> str:
-    """Return the first eight of `names` as one text, sorted; `brief` shortens each name."""
+    """Return at most eight of `names` as one sorted text; ``...`` at the end stands for further names.
+
+    Only the first nine names are read, because there may be very many names. `brief` shortens each name.
+    """
     shown = sorted(map(brief, itertools.islice(names, 9)))
     return ", ".join(shown[:8] + ["..."] * (len(shown) > 8))
 

@@ -34,7 +34,7 @@ def is_interrupt(error: BaseException) -> bool:
         if innermost.tb_frame.f_code in codes:
             return True
     # Python's default Ctrl-C handler has no frame of its own. So the last frame of the traceback belongs to the
-    # interrupted code, which was at any instruction but a `raise`.
+    # interrupted code, which was at an instruction other than a `raise`.
     by_default = isinstance(error, KeyboardInterrupt) and signal.default_int_handler in handlers
     return by_default and (innermost is None or not _raises(innermost))
 

@@ -65,7 +65,7 @@ class ObservedRequest:
 
 
 class Observer:
-    """Base class of observers: the client calls the methods below. Override any of them; the defaults do nothing.
+    """Base class of observers: the client calls the methods below, which do nothing unless a subclass overrides them.
 
     The methods are called in the client's event loop, except `tracked`, which is called in the caller's thread. The
     methods must be quick, because the client waits for them. If a method raises an error, the client counts the error
@@ -73,8 +73,8 @@ class Observer:
 
     Attributes:
         origin: a context variable with a default value; default None. Set `origin` if the result of `tracked`
-            depends on this variable only. If the variable then has the same object as its value for two events in a
-            row, the second event may get the mark of the first event without a call of `tracked`, which is faster.
+            depends on this variable only. If the value of the variable is the same object for two events in a row, the
+            second event may then get the mark of the first event without a call of `tracked`, which is faster.
     """
 
     origin: ContextVar[Any] | None = None
@@ -144,7 +144,8 @@ class Watch:
         self._tracked = observer.tracked
         # If the observer does not override `tracked`, no event has a mark, so `tracked` need not be called.
         self.marks = type(observer).tracked is not Observer.tracked
-        # `object` returns a new object each time.
+        # Without `Observer.origin`, the function is the class `object`: each call returns a new object, so no two
+        # events seem to have the same origin.
         self.origin: Callable[[], object] = object if observer.origin is None else _getter_of(observer.origin)
         self.before: object = _NOWHERE
         self.kept: object = None
@@ -156,7 +157,7 @@ class Watch:
         self._observer.opened(client)
 
     def mark(self) -> object:
-        """Return the mark of an event, for `note_mark`; may be called in any thread."""
+        """Call `Observer.tracked` in any thread; return the mark, which must be passed to `note_mark`."""
         try:
             return self._tracked()
         except BaseException as error:  # a user's observer
@@ -186,7 +187,10 @@ class Watch:
             self._kept_any |= mark is not None
 
     def began(self, path: str, *, attempt: int, events: int, size: int, receipts: Iterable[Receipt] | None) -> object:
-        """Call `Observer.request_began`; return its result, for `ended`. `receipts` is None for a direct send."""
+        """Call `Observer.request_began`; return the result, which must be passed to `ended`.
+
+        `receipts` has the receipts of the events in the request; None for a direct send.
+        """
         if receipts is not None:
             # Forget the last event's context and mark. Otherwise both would stay in memory until the next event is
             # tracked.
@@ -212,7 +216,7 @@ class Watch:
             self._raised(error)
 
     def settled(self, names: Iterable[str], outcome: Outcome) -> None:
-        """Call `Observer.settled`."""
+        """Call `Observer.settled` with the number of events by name, and with their outcome."""
         try:
             self._observer.settled(Counter(names), outcome)
         except BaseException as error:  # noqa: BLE001 - a user's observer
@@ -225,7 +229,7 @@ class Watch:
         try:
             self._failed("observer", error)
         except RecursionError:
-            # The caller has hardly any stack left, so the error is not counted. The event is accepted anyway.
+            # Too little of the stack is left to count and log the error. The event is accepted all the same.
             return
 
 

@@ -42,8 +42,8 @@ class Refusal(NamedTuple):
     """The meaning of an HTTP status with which the API, or a proxy, refuses a request.
 
     Attributes:
-        scope: see `Rejected.scope`.
-        advice: see `Rejected.advice`.
+        scope: what is refused, this event or all access; see `Rejected.scope`.
+        advice: what the status means and what to correct; see `Rejected.advice`.
     """
 
     scope: RejectionScope
@@ -96,7 +96,8 @@ class Rejected:
         """What the API refused, judged by the status: this event, or all access.
 
         ``"event"``: a request with other events may succeed. ``"access"``: the key, the shop, the address or the
-        proxy is wrong (401, 403, 404, 405, 407 or a redirect), so every event is refused until that is corrected.
+        proxy is wrong (401, 403, 404, 405, 407 or a redirect), so every event is refused until the mistake is
+        corrected.
         """
         return refusal_of(self.status).scope
 
@@ -136,7 +137,8 @@ class Abandoned:
             also ``"untold"`` (another process has the outcome, but this process was stopped for longer than the spool
             stores outcomes), ``"lost"`` (the spool's directory was removed or replaced while it was in use) or
             ``"damaged"`` (the event's bytes on disk have changed).
-        maybe_recorded: True if the API may have recorded the event; False if it certainly has not.
+        maybe_recorded: True if the API may have recorded the event; False if the API has certainly not recorded the
+            event.
         status: the HTTP status of the last attempt; None if no answer arrived.
         failure: the failure of the last attempt if no answer arrived, e.g. ``"connect: ConnectError"``.
         attempts: number of requests that contained the event; 0 if the event was never sent.

@@ -16,7 +16,7 @@ from retailrocket_async._outcome import Undelivered
 State: TypeAlias = Literal["sending", "down", "halted"]
 """The state of sending. ``"sending"``: requests are sent normally. ``"down"``: the API does not answer, so one request
 at a time is sent as a probe, until the API answers. ``"halted"``: the key, shop, address, proxy or an environment
-variable is wrong, so only probes are sent until that is corrected."""
+variable is wrong, so only probes are sent until the mistake is corrected."""
 
 
 @attrs.frozen(kw_only=True)
@@ -124,8 +124,8 @@ def consistent(read: Callable[[], Stats]) -> Stats:
     50 ms, `in_flight` is corrected so that the equation is true.
 
     Args:
-        read: a function that returns the current counters. The function must read the counters of ended events before
-            those of waiting events.
+        read: a function that returns the current counters. The function must read the counters of events with an
+            outcome before the counters of waiting events.
     """
     last: Stats | None = None
     for turn in range(_READS):

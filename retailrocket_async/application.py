@@ -57,7 +57,7 @@ class RetailRocket(Uncopyable):
 
     _instead = "import the module that holds it; each process makes its client when it starts"
 
-    # A class attribute, because `__repr__` reads the name even if the constructor raised an error.
+    # The class has this default, because `__repr__` reads the name even if the constructor raised an error.
     name = ""
 
     def __init__(

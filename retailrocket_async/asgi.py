@@ -121,7 +121,7 @@ def client_of(scope: Scope, name: str = "tracking") -> AsyncTrackingClient:
 
 
 def threadsafe_of(scope: Scope, name: str = "tracking") -> ThreadsafeHandle:
-    """Return a thread-safe handle of the application's client; arguments and errors as in `client_of`."""
+    """Return a thread-safe handle of the application's client; see `client_of` for the arguments and errors."""
     return _in_state(scope, name, f"{name}_threadsafe", ThreadsafeHandle)
 
 

@@ -225,7 +225,8 @@ class _Readings:
 
     def __init__(self, meter: Meter) -> None:
         self._lock = threading.Lock()
-        # The key is the `id`, because two clients of the same shop are equal.
+        # The keys of this dict are the ids of the objects, because two `ObservedClient` objects of the same shop are
+        # equal.
         self._clients: WeakValueDictionary[int, ObservedClient] = WeakValueDictionary()
         self._events: Counter[tuple[str, str, str, str | None, int | None]] = Counter()
         self._bytes: Counter[str] = Counter()

@@ -57,7 +57,7 @@ class RetailRocket(Anywhere):
     async def lifespan(self, app: object) -> AsyncGenerator[dict[str, Any]]:  # noqa: ARG002 - Starlette's
         """The lifespan for Starlette: creates the client, and closes the client within `grace` seconds at the end.
 
-        To use it inside a lifespan of your own: ``async with rocket.lifespan(app) as state: yield {**state, ...}``.
+        Inside a lifespan of your own, write ``async with rocket.lifespan(app) as state: yield {**state, ...}``.
         """
         async with self.opened() as client:
             yield lifespan_state(self.name, client)

@@ -1,4 +1,4 @@
-"""The part of the client that handles no single event: start, flush, close and counters of the engine."""
+"""The methods of the client that start, flush and close the engine, and return the engine's counters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Lifecycle(Uncopyable):
 
         Raises:
             FlushTimeoutError: the time-out passed first; the client continues to send the remaining events.
-            WrongLoopError: as `track`.
+            WrongLoopError: see `track`.
         """
         await self._engine.flush(checked_timeout(timeout))
 
@@ -54,7 +54,7 @@ class Lifecycle(Uncopyable):
             timeout: seconds; default 15. None waits until all retries have ended.
 
         Raises:
-            WrongLoopError: as `track`.
+            WrongLoopError: see `track`.
         """
         return await self._engine.aclose(checked_timeout(timeout))
 

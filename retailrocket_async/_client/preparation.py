@@ -64,7 +64,7 @@ class Preparation:
         self._before_send = before_send
 
     def chosen(self, event: Event, *, report: bool = True) -> Event | Receipt:
-        """Call `before_send`; return the event to send, or a settled receipt if `before_send` drops the event.
+        """Call `before_send`; return the event to send, or a receipt with the outcome if `before_send` drops the event.
 
         Args:
             event: the event that the caller tracks.
@@ -91,7 +91,7 @@ class Preparation:
         raise too_large(event.event_name, len(envelope), self._batching.max_bytes)
 
     def prepared(self, event: Event) -> tuple[str, bytes] | Receipt:
-        """Return the name and JSON of the event to send, or a settled receipt if `before_send` drops the event."""
+        """Return the name and JSON of the event to send, or, if `before_send` drops it, a receipt with the outcome."""
         chosen = self.chosen(event)
         return chosen if isinstance(chosen, Receipt) else (chosen.event_name, self.encoded(chosen))
 
@@ -99,7 +99,7 @@ class Preparation:
         """Return the request that sends one event to its own endpoint.
 
         Raises:
-            EventValidationError: as `encoded`.
+            EventValidationError: see `encoded`.
             DroppedError: `before_send` dropped the event.
         """
         self.encoded(event)
@@ -114,7 +114,7 @@ class Preparation:
         """Return the request that sends events together.
 
         Raises:
-            EventValidationError: there are no events or too many events, or the batch is too large; or as `encoded`.
+            EventValidationError: there are no events or too many events, or the batch is too large; see also `encoded`.
             DroppedError: `before_send` dropped all events.
         """
         max_events = self._batching.max_events

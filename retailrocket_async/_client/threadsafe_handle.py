@@ -83,7 +83,7 @@ class ThreadsafeHandle(Uncopyable):
 
         Raises:
             HandleTimeoutError: the time-out passed first; the error's `accepted` is the number of accepted events.
-            EventValidationError, ClientClosedError, WrongLoopError: as `track`.
+            EventValidationError, ClientClosedError, WrongLoopError: see `track`.
         """
         deadline = Deadline(timeout)
         receipts: list[Receipt] = []
@@ -107,7 +107,7 @@ class ThreadsafeHandle(Uncopyable):
 
         Raises:
             HandleTimeoutError: the time-out passed first; the client continues to send the event.
-            WrongLoopError: as `track`.
+            WrongLoopError: see `track`.
         """
         deadline = Deadline(timeout)
         if receipt.outcome is not None:
@@ -126,7 +126,7 @@ class ThreadsafeHandle(Uncopyable):
 
         Raises:
             FlushTimeoutError: the time-out passed first; the client continues to send the remaining events.
-            WrongLoopError: as `track`.
+            WrongLoopError: see `track`.
         """
         deadline = Deadline(timeout)
         self._check()
@@ -136,7 +136,10 @@ class ThreadsafeHandle(Uncopyable):
             raise FlushTimeoutError(f"not flushed within {timeout} s; the events go on being sent") from None
 
     def _parts_of(self, events: Iterable[Event]) -> Iterator[_Part]:
-        """Prepare the events and yield parts of them. If an event fails, first yield the events before that event."""
+        """Prepare the events, and yield the prepared events in parts.
+
+        If an event cannot be prepared, first yield the events before this event, and then raise the error.
+        """
         size = _PART if isinstance(events, Sequence) else 1
         remaining, failure = iter(events), None
         while True:

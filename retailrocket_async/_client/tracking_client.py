@@ -169,7 +169,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         super().__init__(engine)
         self._before_send = before_send
         self._preparation = Preparation(engine, self._codec, batching, before_send)
-        # `track` runs for every event, and attributes of the client itself are faster to read.
+        # `track` runs for every event, and reads these three values faster if they are attributes of the client itself.
         self._intake = engine.intake
         self._encode = self._codec.encode
         self._most_bytes = self._preparation.max_bytes
@@ -190,7 +190,8 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             add_environment(options)
             return cls(**options)
         finally:
-            # The traceback of an error refers to this frame, so remove the key from its variables.
+            # The traceback of an error refers to this frame, and some tools print the variables of frames. So remove
+            # the key from `options`.
             options.clear()
 
     async def track(self, event: Event) -> Receipt:
@@ -207,7 +208,8 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         """
         if self._before_send is not None:
             return await self._accept(event)
-        # This repeats `Intake.accept` and `Preparation.encoded`, which saves a coroutine and a call for each event.
+        # This code repeats the code of `Intake.accept` and `Preparation.encoded`, to save the time of two calls for
+        # each event.
         intake, envelope = self._intake, self._encode(event)
         if len(envelope) > self._most_bytes:
             self._preparation.refuse_size(event, envelope)
@@ -218,14 +220,14 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
                 self._marking.note(receipt)
             return receipt
         if (watch := self._marking) is not None:
-            # This repeats `Watch.note`, which saves a call for each event.
+            # This code repeats the code of `Watch.note`, to save the time of a call for each event.
             try:
                 if watch.origin() is watch.before:
                     receipt.mark = watch.kept
                 else:
                     watch.note(receipt)
             except RecursionError:
-                # The caller has hardly any stack left. The event is accepted anyway, but has no mark.
+                # Too little of the stack is left to call the observer. The event is accepted, but has no mark.
                 pass
         if intake.left_in_a_row <= 0:
             await intake.let_others_run()
@@ -239,7 +241,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         Raises:
             BufferFullError: the buffer is full, or other calls already wait for room, and `Buffer.overflow` is not
                 set to drop events.
-            EventValidationError, ClientClosedError, WrongLoopError: as `track`.
+            EventValidationError, ClientClosedError, WrongLoopError: see `track`.
         """
         preparation = self._preparation
         chosen = preparation.chosen(event)
@@ -250,7 +252,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             try:  # noqa: SIM105 - `suppress` would cost another call
                 self._marking.note(receipt)
             except RecursionError:
-                # The caller has hardly any stack left. The event is accepted anyway, but has no mark.
+                # Too little of the stack is left to call the observer. The event is accepted, but has no mark.
                 pass
         return receipt
 
@@ -263,7 +265,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             events: any iterable or async iterable.
 
         Raises:
-            EventValidationError, ClientClosedError, WrongLoopError: as `track`.
+            EventValidationError, ClientClosedError, WrongLoopError: see `track`.
         """
         return await self._engine.accept_many(events, track=self.track, prepare=self._preparation.prepared)
 
@@ -285,7 +287,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             ``overflow="raise"``, or the spool failed; the remaining envelopes were not accepted.
 
         Raises:
-            BufferFullError, ClientClosedError, WrongLoopError: as `track`, if no event was accepted.
+            BufferFullError, ClientClosedError, WrongLoopError: see `track`, if no event was accepted.
         """
         reader = EnvelopeReader(self._codec, allow_custom, self._most_bytes)
         if self._before_send is None:
@@ -295,13 +297,13 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         return results
 
     async def send(self, event: Event) -> Delivered:
-        """Send one event immediately, in a request to the event's endpoint; return when the API has accepted it.
+        """Send one event immediately, in a request to its own endpoint; return when the API has accepted the event.
 
         The request waits for the rate limiter and is retried like a batch. Cancelling this call cancels the request.
 
         Raises:
             DeliveryError: the event was not delivered; the subclass says why.
-            EventValidationError, ClientClosedError, WrongLoopError: as `track`.
+            EventValidationError, ClientClosedError, WrongLoopError: see `track`.
         """
         return await self._engine.send(*self._preparation.request_of(event))
 
@@ -312,9 +314,9 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             events: 1 to `Batching.max_events` events, together no larger than `Batching.max_bytes`.
 
         Raises:
-            EventValidationError: there are no events or too many events, or the batch is too large; or as `track`.
+            EventValidationError: there are no events or too many events, or the batch is too large; see also `track`.
             DeliveryError: the events were not delivered; the subclass says why.
-            ClientClosedError, WrongLoopError: as `track`.
+            ClientClosedError, WrongLoopError: see `track`.
         """
         return await self._engine.send(*self._preparation.batch_request_of(events))
 
@@ -324,7 +326,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         Call this in the client's event loop; the handle may be passed to any number of threads.
 
         Raises:
-            WrongLoopError: as `track`.
+            WrongLoopError: see `track`.
         """
         return ThreadsafeHandle(self._engine, self._prepared)
 

@@ -1,1 +1,1 @@
-"""What happened in the shop: events, the rules for their fields, and their JSON."""
+"""The events of a shop: their classes, the rules for their fields, and their JSON."""

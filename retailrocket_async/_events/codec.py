@@ -76,7 +76,7 @@ class Codec:
             raise ConfigurationError(f"timestamp_precision must be one of {allowed}, not {timestamp_precision!r}")
         self.timestamp_precision: TimestampPrecision = timestamp_precision
         self._option = orjson.OPT_OMIT_MICROSECONDS if timestamp_precision == "seconds" else 0
-        # Without detailed validation, cattrs raises one error instead of nested groups.
+        # Without detailed validation, cattrs raises a single error instead of nested exception groups.
         converter = Converter(detailed_validation=False)
         self._to_object: dict[type[Event], Callable[[Any], dict[str, Any]]] = {CustomEvent: _custom_fields}
         self._from_object: dict[str, Callable[[Any, Any], Event]] = {}
@@ -160,7 +160,7 @@ class Codec:
         the last.
 
         Raises:
-            EventValidationError: `data` is not JSON, or as `from_wire`.
+            EventValidationError: `data` is not JSON; see also `from_wire`.
         """
         try:
             envelope = orjson.loads(data)
@@ -182,7 +182,7 @@ class Codec:
         is `data`; otherwise this codec encodes the event again.
 
         Raises:
-            EventValidationError: as `decode`.
+            EventValidationError: see `decode`.
         """
         if self.timestamp_precision == "seconds":
             with suppress(orjson.JSONDecodeError):
@@ -220,7 +220,7 @@ class Codec:
 
 
 def _encoder(name: str, to_object: Callable[[Any], dict[str, Any]], option: int) -> Callable[[Any], bytes]:
-    """Return a function that encodes events of one class, and that is fast because it uses only local variables."""
+    """Return a function that encodes the events of one class. It is fast, because it uses only local variables."""
     head, dumps = b'{"%b":' % name.encode(), orjson.dumps
 
     def encode(event: Any) -> bytes:  # noqa: ANN401 - an event of the class that `to_object` converts
@@ -349,7 +349,8 @@ def _structured_as_is(value: object, _: object) -> object:
 
 
 def _moment(value: object, _: object) -> object:
-    # Other text is refused, because `datetime.fromisoformat` ignores everything after a NUL character.
+    # Text with unprintable characters is refused, because `datetime.fromisoformat` ignores everything after a NUL
+    # character.
     if type(value) is str and value.isprintable():
         try:
             return datetime.fromisoformat(value)

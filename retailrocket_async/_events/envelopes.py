@@ -30,7 +30,7 @@ def too_large(name: str, size: int, max_bytes: int) -> EventValidationError:
 
 @attrs.frozen
 class EnvelopeReader:
-    """Checks and decodes envelopes, all with the settings below.
+    """Checks and decodes envelopes, with the settings that the attributes store.
 
     Attributes:
         codec: decodes an envelope.
@@ -43,7 +43,7 @@ class EnvelopeReader:
     max_bytes: int
 
     def examine(self, envelopes: Sequence[bytes]) -> list[Examined]:
-        """Return one result per envelope, in order: see `Examined`."""
+        """Check envelopes, and return one result per envelope, in order. `Examined` describes a result."""
         results: list[Examined] = []
         examined, allow_custom, max_bytes = self.codec.examined, self.allow_custom, self.max_bytes
         for data in envelopes:
@@ -62,7 +62,7 @@ class EnvelopeReader:
         """Return the event that an envelope describes.
 
         Raises:
-            EventValidationError: as `Codec.decode`.
+            EventValidationError: see `Codec.decode`.
         """
         return self.codec.decode(envelope, allow_custom=self.allow_custom)
 

@@ -51,7 +51,7 @@ def utc_now() -> datetime:
 
 @attrs.frozen(kw_only=True)
 class Event:
-    """The base of all events; construct one of its subclasses."""
+    """The base class of all events; construct an object of a subclass, for example `View`."""
 
     wire_name: ClassVar[str] = ""
     # Whether a `visitorEvents` batch may hold the event. Otherwise the event is sent to its own endpoint.

@@ -159,14 +159,17 @@ def optional_json_object(event: Named, field: attrs.Attribute[Any], value: objec
 
 def _why_not(value: object, rule: str) -> str:
     """Return a hint why a personal value is wrong: its type, or a lone surrogate. The hint does not show the value."""
-    # `type` is used because an object can make `isinstance` return a wrong answer.
+    # `type` is used and not `isinstance`, because an object's class can make `isinstance` return a wrong answer.
     if not issubclass(type(value), str):
         return "" if rule.endswith(type_name(value)) else f", not {type_name(value)}"
     return "" if _encodable(cast("str", value)) else "; it contains a lone surrogate"
 
 
 def _unlike(value: object) -> str:
-    """Return ", not <type>" for the end of a message; "" if the value is a plain number, str or datetime."""
+    """Return the text ``", not <type>"`` with the name of the value's type, to append to an error message.
+
+    Return ``""`` if the value is a plain number, str or datetime: the message then shows the value itself.
+    """
     # Subclasses of str are named too, because some look like a plain str when printed, e.g. Django's SafeString.
     kind = type(value)
     plain = kind in (str, int, float, Decimal) or issubclass(kind, datetime)
@@ -174,7 +177,7 @@ def _unlike(value: object) -> str:
 
 
 def _encodable(text: str) -> bool:
-    """Whether `text` can be encoded as UTF-8; a lone surrogate cannot."""
+    """Whether `text` can be encoded as UTF-8; a text with a lone surrogate cannot be encoded."""
     if text.isascii():
         return True
     try:
@@ -301,10 +304,10 @@ def id_tuple(value: Sequence[int]) -> tuple[int, ...]:
 def fixed_moment(value: datetime) -> datetime:
     """Return an aware datetime as a plain datetime with a fixed offset; return any other value unchanged.
 
-    The validator refuses other values. Subclasses of datetime (pandas, pendulum, freezegun) and time zones are the
-    caller's code, which must run here and not in the encoder: orjson refuses subclasses, and ends the whole process if
-    a time zone raises. A fixed offset is also unambiguous in the hour that is repeated when daylight saving ends, so a
-    decoded event equals the original (PEP 495).
+    The validator then refuses the unchanged value. Subclasses of datetime (pandas, pendulum, freezegun) and time zones
+    are the caller's code, which must run here and not in the encoder: orjson refuses subclasses, and ends the whole
+    process if a time zone raises. A fixed offset is also unambiguous in the hour that is repeated when daylight saving
+    ends, so a decoded event equals the original (PEP 495).
     """
     try:
         if type(value) is datetime and type(value.tzinfo) is timezone:

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _TURNS: Final = 64
-"""Number of event loop iterations between the alarm's time and its call; each iteration reads the sockets.
+"""Number of event loop iterations between the alarm's time and the call of its function; each iteration reads the
+sockets.
 
 The loop needs about ten iterations to read an answer from the first byte to the last."""
 

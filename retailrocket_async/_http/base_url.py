@@ -28,9 +28,9 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
         allow_insecure: whether to allow plain ``http://`` to other machines than this one.
 
     Raises:
-        ConfigurationError: not an absolute http(s) URL; more than 8,000 characters, the slash at the end counted; a
-            query, fragment or user in it; plain ``http://`` to another host without `allow_insecure`; or another host
-            while `TEST_MODE` is set.
+        ConfigurationError: `base_url` is not an absolute http(s) URL, has more than 8,000 characters with the slash at
+            its end, or contains a query, a fragment or a user. Also raised if the URL leads to another host, and either
+            `TEST_MODE` is set, or the URL begins with ``http://`` and `allow_insecure` is False.
     """
     complaint = _url_complaint(base_url, allow_insecure=allow_insecure)
     if complaint:
@@ -42,8 +42,9 @@ def checked_base_url(base_url: str, *, allow_insecure: bool) -> str:
 
 
 def _unreadable(base_url: object) -> str | None:
-    """Return what is wrong with the value, or None if it is a URL."""
-    # httpx strips white space, or encodes it into the path of every request.
+    """Return what is wrong with `base_url`, or None if `base_url` is a URL that httpx can read."""
+    # White space is refused here, because httpx would strip the white space, or encode it into the path of every
+    # request.
     blanks = "base_url must not hold white space or control characters, nor their encoded forms: strip() it"
     if isinstance(base_url, str) and has_surrogates(base_url):
         return f"base_url must be a URL like {DEFAULT_BASE_URL}, without lone surrogates"
@@ -51,7 +52,7 @@ def _unreadable(base_url: object) -> str | None:
         return blanks
     try:
         url = httpx.URL(cast("str", base_url))
-        # Raises ValueError for a host or a path that has no encoding.
+        # This line raises ValueError if the host or the path cannot be encoded.
         text, _, _ = str(url), url.host, url.port
     except TypeError:
         return f"base_url must be a URL like {DEFAULT_BASE_URL}, not {type_name(base_url)}"
@@ -61,7 +62,7 @@ def _unreadable(base_url: object) -> str | None:
 
 
 def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:  # noqa: PLR0911 - a sentence for each rule
-    """Return the rule that a base URL breaks, or None if it is valid."""
+    """Return the rule that a base URL breaks, or None if the URL is valid."""
     if unreadable := _unreadable(base_url):
         return unreadable
     url = httpx.URL(base_url)
@@ -92,7 +93,7 @@ def _url_complaint(base_url: str, *, allow_insecure: bool) -> str | None:  # noq
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is of this machine."""
+    """Whether a host name or an IP address refers to this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

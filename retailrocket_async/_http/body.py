@@ -15,7 +15,7 @@ class Withdrawn(Exception):  # noqa: N818 - not an error; it never leaves this p
 
 
 class NotProcessed(Exception):  # noqa: N818 - the word of HTTP/2
-    """Raised inside httpcore to end a request that httpcore would send again because the server did not process it."""
+    """Raised inside httpcore to end a request that the server did not process, and that httpcore would send again."""
 
 
 class Body(httpx.AsyncByteStream):
@@ -34,7 +34,8 @@ class Body(httpx.AsyncByteStream):
         step: the request's step before the body is taken: ``"wait"`` (for a connection of the pool), ``"connect"``,
             ``"secure"`` (the TLS handshake) or ``"write"``.
         opened: the network stream that the request has opened. None before a stream is opened, and again as soon as the
-            TLS handshake is complete or the body is taken. Before that, httpcore may fail to close the stream.
+            TLS handshake is complete or the body is taken. Until then, httpcore may fail to close the stream, so
+            `Exchange` closes the stream itself.
     """
 
     def __init__(self, content: bytes, on_written: Callable[[], None], *, once: bool) -> None:

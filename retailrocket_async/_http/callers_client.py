@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_verified(http_client: object, base_url: str) -> None:
-    """Refuse a caller's client that does not verify TLS certificates, as it may send the key to an attacker's server.
+    """Refuse a caller's client that does not verify TLS certificates: an attacker's server could then get the key.
 
     A transport that is not from httpx cannot be checked and is accepted.
 
@@ -37,7 +37,7 @@ def check_verified(http_client: object, base_url: str) -> None:
 
 
 def proxy_address(http_client: object, base_url: str) -> str | None:
-    """Return host and port of the proxy that a caller's client uses for `base_url`; None if none is known."""
+    """Return host and port of the proxy that a caller's client uses for `base_url`; None if no proxy is known."""
     try:
         return address_of(cast("Any", _transport_for(http_client, base_url))._pool._proxy_url)  # noqa: SLF001
     except Exception:  # noqa: BLE001 - a caller's client may be of any make
@@ -45,11 +45,11 @@ def proxy_address(http_client: object, base_url: str) -> str | None:
 
 
 def unconnected_kind(http_client: object, base_url: str) -> FailureKind:
-    """Return the failure of a request whose time-out passes before it has begun to open a connection."""
+    """Return the failure of a request whose time-out passes before the request has begun to connect."""
     return "pool" if isinstance(_transport_for(http_client, base_url), httpx.AsyncHTTPTransport) else "timeout"
 
 
 def _transport_for(http_client: object, base_url: str) -> object:
-    """Return the transport that a client uses for `base_url`; None if it is not known."""
+    """Return the transport that a client uses for `base_url`; None if the transport is not known."""
     transport_for = getattr(http_client, "_transport_for_url", None)
     return transport_for(httpx.URL(base_url)) if callable(transport_for) else None

@@ -1,6 +1,6 @@
 """Manages our own connections: HTTP clients with one connection each, which is used by one request after the other.
 
-The pool of httpcore checks every connection before every request, stores unusable connections after some cancellations,
+The pool of httpcore checks every connection before every request, keeps unusable connections after some cancellations,
 and never renews a connection in steady use. HTTP clients with one connection each avoid these problems. A new
 connection is opened only if no connection is idle, so there are at most as many connections as requests in flight. The
 connection that was used last is used next. A connection is closed after any request that did not get a complete answer.
@@ -30,13 +30,13 @@ request that is sent at that moment fails."""
 
 @attrs.define(eq=False)
 class Channel:
-    """An HTTP client that carries one request at a time, or many over HTTP/2.
+    """An HTTP client and its state; the client carries one request at a time or, with HTTP/2, many requests.
 
     Attributes:
         client: the client.
         born_at: the loop time (seconds) at which the client was made.
         users: how many requests use the client now.
-        retired: whether further requests are forbidden to use the client.
+        retired: True if no further request may use the client.
         idle_since: the loop time at which the last request ended; has no meaning while a request uses the client.
     """
 
@@ -96,7 +96,8 @@ class Connections:
 
         Args:
             channel: the channel that `take` returned.
-            sound: whether the connection may be used again: the whole answer arrived, and no bytes after the answer.
+            sound: True if the connection may be used again, because the whole answer arrived, and no bytes came after
+                the answer.
         """
         channel.users -= 1
         now = asyncio.get_running_loop().time()
@@ -137,7 +138,7 @@ class Connections:
     def _closed(self, closing: asyncio.Task[None]) -> None:
         self._closing.discard(closing)
         if not closing.cancelled():
-            # Retrieve the error, because asyncio would otherwise log it. No caller needs it.
+            # Retrieve the error, because asyncio would otherwise log the error. No caller needs the error.
             closing.exception()
 
     def _sweep_at(self, moment: float) -> None:

@@ -85,8 +85,8 @@ class Credentials:
     async def renew(self, serial: int) -> tuple[bool, str | None]:
         """Get the key again, unless the key has changed since the request that used the key number `serial`.
 
-        Returns whether the key has changed since that request, and the name of the error if getting the key failed,
-        otherwise None.
+        Returns two values: whether the key has changed since that request; and the name of the error if getting the key
+        failed, otherwise None.
         """
         if self.serial != serial:
             return True, None
@@ -109,7 +109,7 @@ class Credentials:
         if self._asking is None or self._asking.done():
             self._asking = detached(asyncio.create_task, self._ask_now())
         asking = self._asking
-        # If one caller is cancelled, the others still get the key.
+        # `asyncio.wait` does not cancel the task. So if one caller is cancelled, the other callers still get the key.
         await asyncio.wait({asking})
         if asking.cancelled():
             # Some shutdowns cancel every task, including the task that calls the function.
@@ -144,7 +144,7 @@ class Credentials:
     def _call_ended(self, calling: Task[Callable[[], object]]) -> None:
         self._calling = None
         if not calling.cancelled():
-            # Retrieve the error: asyncio would otherwise log it if no caller waits any more.
+            # Retrieve the error, because asyncio would otherwise log the error if no caller waits any more.
             calling.exception()
 
     def _take(self, api_key: object) -> None:

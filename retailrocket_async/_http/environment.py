@@ -103,7 +103,7 @@ class EnvironmentReader:
         return None if self._read is None else self._read[1].proxy
 
     def changed(self) -> bool:
-        """Whether a variable has changed since the last successful `read`; False before the first. Does not block."""
+        """Whether a variable has changed since the last successful `read`; False before the first `read`."""
         return self._read is not None and self._read[0] != _fingerprint()
 
     def read(self) -> Environment:
@@ -201,7 +201,7 @@ def refused_by_proxy(answer: str, proxy: Proxy | None, address: str | None) -> R
 
 
 def asks_for_credentials(proxy: Proxy | None, address: str | None) -> str:
-    """Return the message for a proxy that answers 407: it tells the user to write credentials into the proxy's URL.
+    """Return the message for a proxy that answers 407. The message says to write credentials into the proxy's URL.
 
     Args:
         proxy: the proxy that the environment names; None if the caller's own client made the request.

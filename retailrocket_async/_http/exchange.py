@@ -71,7 +71,7 @@ class Exchange:
 
     Args:
         client: the HTTP client that sends the request.
-        request: the request. `body` must be its stream, and no other request may share the dict of its time-outs,
+        request: the request. Its stream must be `body`, and no other request may share the dict of its time-outs,
             because this class changes the dict.
         body: the request's body.
         serial: `Credentials.serial` of the key in the request.
@@ -242,7 +242,8 @@ class Exchange:
         return start, True
 
     def _stop_reading(self) -> None:
-        # After the body, the task closes the connection or returns it to the pool, which must not be cancelled.
+        # When the body was read, the task closes the connection, or returns the connection to the pool. These steps
+        # must not be cancelled.
         if self._reading:
             self.cancel()
 
@@ -256,7 +257,7 @@ class Exchange:
             self._alarm.cancel()
             self._alarm = None
         if not task.cancelled():
-            # Retrieve the error, because asyncio would otherwise log it.
+            # Retrieve the error, because asyncio would otherwise log the error.
             task.exception()
         # Break the reference cycles, so that the objects are freed without the garbage collector.
         self._body.withdraw()

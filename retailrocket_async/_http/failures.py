@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _POOL_IS_SHUT: Final = (
     "cannot schedule new futures",
     "Executor shutdown has been called",
-    # Raised if the module of the thread pools is imported for the first time after the shutdown.
+    # This error is raised if the module of the thread pools is imported for the first time after the shutdown.
     "can't register atexit after shutdown",
 )
 """How the messages of the errors begin that `ThreadPoolExecutor` raises after its shutdown."""
@@ -52,7 +52,7 @@ def failure_detail(error: Exception) -> str:
 
 
 def _lacks_pool(error: Exception) -> bool:
-    """Whether asyncio could not resolve a name because its thread pool is shut down."""
+    """Whether asyncio could not resolve a host name, because asyncio's thread pool is shut down."""
     return isinstance(error, RuntimeError) and str(error).startswith(_POOL_IS_SHUT)
 
 

@@ -15,7 +15,7 @@ loggers print a secret only if an answer repeats the request."""
 
 
 class _NoSecrets(logging.Filter):
-    """Drops the log records that contain a request's query, in which the key is, or a proxy's password."""
+    """Drops the log records that contain a proxy's password, or the query of a request, which contains the key."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
@@ -25,7 +25,7 @@ class _NoSecrets(logging.Filter):
 
 
 def filter_secrets() -> None:
-    """Add the filter to the loggers of the HTTP libraries, unless a logger has the filter already."""
+    """Add a `_NoSecrets` filter to each logger of the HTTP libraries, unless the logger has such a filter already."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(present, _NoSecrets) for present in logger.filters):

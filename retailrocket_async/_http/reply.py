@@ -80,7 +80,7 @@ class Reply:
         detail: for the failures `config` and `proxy`, and for a proxy's 407, a sentence that says what to correct. For
             another failure, the name of the error or a short sentence, never the error's text, which could contain a
             URL. ``""`` for any other answer.
-        sent: whether the body was handed to the connection, so that the API may have read it.
+        sent: whether the body was handed to the connection, so that the API may have read the body.
         retry_after: seconds that the server asked to wait (`Retry-After`), 0 or more; None if the server did not ask.
         throttled: whether the caller's `RetryPolicy.is_throttled` treats this answer as a 429.
         proxy: host and port of the proxy that failed or refused; None if the proxy is not to blame.

@@ -81,8 +81,8 @@ class Transport(Protocol):
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
         """Get the key again, unless the key has changed since the request whose `Reply.serial` is `serial`.
 
-        Returns whether the key has changed since that request, and the name of the error if getting the key failed,
-        otherwise None.
+        Returns two values: whether the key has changed since that request; and the name of the error if getting the key
+        failed, otherwise None.
         """
         ...
 
@@ -160,7 +160,7 @@ class HttpxTransport:
             raise without_frames(error)  # noqa: B904 - from itself
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Get the key again, unless the key has changed since the request with this `serial`; see `Transport`."""
+        """Get the key again, unless the key has changed since the request; see `Transport.renew_key`."""
         return await self._credentials.renew(serial)
 
     async def aclose(self) -> None:
@@ -257,7 +257,7 @@ class HttpxTransport:
         return attrs.evolve(reply, detail=detail, proxy=address)
 
     def _proxy_address(self) -> str | None:
-        """Return host and port of the proxy that requests use, or None if there is no proxy or it is not known."""
+        """Return host and port of the proxy that requests use, or None if no proxy is used or known."""
         if self._client is None:
             return None if self._environment.proxy is None else self._environment.proxy.address
         return proxy_address(self._client, self._base_url)
@@ -283,7 +283,7 @@ class HttpxTransport:
         headers["Content-Type"] = "application/json"
         headers["Content-Length"] = str(stream.length)
         request = httpx.Request("POST", url, headers=headers, stream=stream, extensions={"timeout": dict(self._phases)})
-        # The constructor has replaced `url` by an `httpx.URL`, which lacks the key.
+        # The constructor of `Request` has replaced `url` by an `httpx.URL`, which lacks the key. So set `url` again.
         request.url = url
         return request
 
@@ -324,7 +324,10 @@ class HttpxTransport:
             return await call_in_thread(self._environment.read)
 
     def _make_client(self, environment: Environment) -> HttpClient:
-        """Return an HTTP client with one connection, or for HTTP/2 if `http2` is set; takes less than a millisecond."""
+        """Return a new HTTP client: for one HTTP/1.1 connection or, if `http2` is set, for HTTP/2.
+
+        The call takes less than a millisecond, because the environment was read before.
+        """
         most = self._most_connections if self._http2 else 1
         limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=KEEPALIVE)
         headers = {"User-Agent": "retailrocket-async", "Accept": "application/json"}
@@ -361,6 +364,6 @@ def _timeouts(timeout: Timeout) -> tuple[float | None, dict[str, float | None]]:
 
 
 async def _forget_target(response: httpx.Response) -> None:
-    # httpx parses the target of a redirect even if the redirect is not followed, and raises an error if the target is
-    # not a URL.
+    # Remove the target of a redirect, because httpx parses the target even if the redirect is not followed, and raises
+    # an error if the target is not a URL.
     response.headers.pop("Location", None)

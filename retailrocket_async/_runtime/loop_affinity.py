@@ -66,7 +66,10 @@ class LoopAffinity:
         return loop
 
     def loop_ended(self, how: str) -> None:
-        """Call `ended`, except in a forked child; see `loop_end.watch`."""
+        """Call the constructor's argument `ended`, except in a forked child.
+
+        `loop_end.watch` makes sure that this method is called when the loop is closed or the process ends.
+        """
         if self._ended is not None and not self._forked:
             self._ended(how)
 

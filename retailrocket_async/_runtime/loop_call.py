@@ -35,7 +35,7 @@ class TimeIsUpError(Exception):
 
 
 def call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, T]], deadline: Deadline) -> T:
-    """Run a coroutine in an event loop of another thread; return what the coroutine returns, or raise what it raises.
+    """Run a coroutine in an event loop of another thread; return the coroutine's result, or raise its error.
 
     Args:
         loop: the event loop.
@@ -57,8 +57,8 @@ def call_in_loop(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[A
                 # The loop has not begun the work, because something blocks the loop.
                 raise TimeIsUpError
             if deadline.passed():
-                # The loop withdraws the work, unless the work is done by then. The answer says which of both happened,
-                # so wait for the answer without a deadline.
+                # The loop withdraws the work, unless the work is done by then. The answer says which of the two
+                # happened, so wait for the answer without a deadline.
                 late, deadline = True, Deadline(None)
                 call.post(call.withdraw)
         return call.answer.result()

@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 
 
 def post(loop: AbstractEventLoop, function: Callable[..., object], *args: object) -> None:
-    """Have an event loop call a function soon. Do nothing if the loop is closed, because no task waits there."""
+    """Have an event loop call a function soon. Do nothing if the loop is closed: a closed loop has no waiting task."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(function, *args)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 async def call_in_thread(function: Callable[[], T]) -> T:
-    """Call `function` in a new thread; return what the function returns, or raise what it raises.
+    """Call `function` in a new thread; return the function's result, or raise its error.
 
     If no thread can be started, the function is called in the event loop. This happens while the interpreter shuts
     down, because Python 3.12 and newer start no thread then.
@@ -33,7 +33,7 @@ async def call_in_thread(function: Callable[[], T]) -> T:
     context = contextvars.copy_context()
 
     def settle(result: T | None, error: BaseException | None) -> None:
-        # The caller may have been cancelled meanwhile.
+        # If the caller was cancelled meanwhile, the future is done already.
         if done.done():
             return
         if error is not None:

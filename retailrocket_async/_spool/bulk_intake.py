@@ -1,4 +1,4 @@
-"""Accepts many events into a spool in groups, because to wait for the disk after every single event would be slow."""
+"""Accepts many events into a spool in groups, because waiting for the disk once per event is slow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ async def accept_many(
     Args:
         events: the events.
         intake: writes a group of events.
-        prepare: returns the name and the envelope (JSON) of an event; if `before_send` drops the event, its receipt.
+        prepare: called with an event; returns the event's name and envelope (JSON), or, if `before_send` drops the
+            event, the event's receipt.
     """
     receipts: list[Receipt] = []
     group: list[tuple[str, bytes]] = []
@@ -61,7 +62,7 @@ async def accept_many(
             for event in events:
                 await take(event)
     except EventValidationError:
-        # The events before the invalid event are accepted.
+        # The events before the invalid event are accepted, so these events are written before the error is raised.
         await write()
         raise
     await write()
@@ -94,8 +95,8 @@ async def accept_envelopes(
             receipts, error = [], closed
         results += merged(examined, receipts)
         if error is not None:
-            # If any event was accepted, return the results so far. If the caller passes the remaining envelopes again,
-            # that call raises the error.
+            # If any event was accepted, the caller needs the results so far, so these results are returned instead of
+            # the error. If the caller passes the remaining envelopes again, that call raises the error.
             if not receipts and len(results) == sum(isinstance(each, EventValidationError) for each in results):
                 raise error
             return results

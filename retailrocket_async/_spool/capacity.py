@@ -25,7 +25,8 @@ class Capacity:
         min_free: number of bytes that must stay free on the file system of the file.
 
     Attributes:
-        full: whether the spool had no space for the next event at the last check. The event loop reads this, too.
+        full: True if, at the last check, the spool had no space for the next event. The event loop reads this
+            attribute, too.
     """
 
     def __init__(self, file: SpoolFile, *, max_bytes: int, min_free: int) -> None:

@@ -1,9 +1,9 @@
 """A connection to the database of a spool: opens and checks the file, and runs transactions under a lock.
 
 SQLite lets several processes write to one database, but this has three problems. Waiting for SQLite's locks is slow and
-not fair. The first opening of a new database can fail. Versions before 3.51.3 can damage the file if two connections
-write and checkpoint at the same moment. Every transaction is therefore protected by a lock of this package, which
-prevents all three problems.
+not fair. The first opening of a new database can fail if several processes open the database at the same moment.
+Versions before 3.51.3 can damage the file if two connections write and checkpoint at the same moment. Every transaction
+is therefore protected by a lock of this package, which prevents all three problems.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Database:
             raise
 
     def damaged(self) -> None:
-        """Note that the database is damaged: the next `open` checks the whole database, even if it is large."""
+        """Note that the database is damaged: the next `open` checks the whole database, even a large one."""
         self._suspect = True
 
     # --- opening and closing ------------------------------------------------------------------------------------------
@@ -214,8 +214,9 @@ class Database:
 
         Raises:
             SpoolFileFullError: the file or its disk has no space.
-            SpoolGoneError: the file is not at its path any more. The path is checked before and after the
-                block, because events in a file that no process finds count as not written.
+            SpoolGoneError: the file is not at its path any more. The path is checked before and after the block: no
+                process would find events in a file that was moved away, so these events must not be reported as
+                written.
             LeaseLostError: another process has taken the lease from this process.
             SpoolBusyError: another process has held the write lock for `patience` seconds.
         """
@@ -231,7 +232,8 @@ class Database:
                 self.unsure = True
                 connection.execute("COMMIT")
             except BaseException:
-                # SQLite itself may have rolled the transaction back already, for example because the disk is full.
+                # The transaction may have ended already: SQLite itself rolls a transaction back after some errors, for
+                # example if the disk is full.
                 if connection.in_transaction:
                     with suppress(sqlite3.Error):
                         connection.execute("ROLLBACK")

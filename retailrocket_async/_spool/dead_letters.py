@@ -54,7 +54,7 @@ class DeadLetters:
         self._max_age = max_age
 
     def add(self, ids: Sequence[Range], reason: str, now: float, *, maybe_recorded: bool) -> None:
-        """Copy waiting events to the dead letters; then remove old dead letters, as the arguments of the class say.
+        """Copy waiting events to the table of dead letters; then remove dead letters that are too old or too many.
 
         Args:
             ids: the ids of the events.

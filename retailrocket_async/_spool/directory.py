@@ -1,4 +1,4 @@
-"""Creates and checks the directory of a spool: private to this user, and on a local file system."""
+"""Creates and checks the directory of a spool, which must be private to this user and on a local file system."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ class SpooledDispatcher:
     Args:
         spool: the settings of the spool.
         shop: the partner id of the shop.
-        make_engine: makes the engine that sends. `make_engine` gets two arguments: this object, which stores the
-            outcomes of batches, and a function that wraps the limiter.
+        make_engine: called with this object and a function; returns the engine that sends. The engine passes each batch
+            and its outcome to `keep`. The function takes a limiter, and returns the limiter that the engine uses.
         batching: the bounds of a batch.
         once: names of events that are not sent again if the API may have recorded them.
         overflow: what happens if the spool is full; see `Buffer.overflow`.
@@ -270,7 +270,7 @@ class SpooledDispatcher:
         return self._ledger.stats(stats, waiting=self._unwritten, sends=sends)
 
     def nothing_to_lose(self) -> None:
-        """See `Dispatcher.nothing_to_lose`."""
+        """From now on, do not log unsent events when the client or its loop ends; see `Dispatcher.nothing_to_lose`."""
         self.engine.nothing_to_lose()
 
     def loses(self, how: str) -> None:

@@ -45,7 +45,7 @@ class UnwrittenEntries:
         return len(self.entries)
 
     def stamp(self, moment: float) -> None:
-        """Record `moment` (seconds of the loop's clock) as the time of arrival of all entries without such a time."""
+        """Record `moment` (seconds of the loop's clock) as the time of arrival of all entries that have no time yet."""
         self._came_at += [moment] * (len(self.entries) - len(self._came_at))
 
     def fitting(self, room: int) -> int:

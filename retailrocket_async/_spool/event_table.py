@@ -1,7 +1,8 @@
 """The table of the events that wait in a spool. Events are added in groups, and read in the order of their ids.
 
-The SQL statements put many events into each row that they return. For every row, Python releases its global interpreter
-lock (GIL) and takes the GIL again. If the event loop's thread is busy, taking the GIL lasts up to 5 ms.
+Each SQL statement returns many events in a single row, because reading many rows is slow: for every row, Python
+releases its global interpreter lock (GIL) and takes the GIL again, which lasts up to 5 ms if the event loop's thread is
+busy.
 """
 
 from __future__ import annotations
@@ -75,7 +76,10 @@ class EventTable:
             self._database.connection.execute(f"DELETE FROM event WHERE {condition}", values)  # noqa: S608 - no user input
 
     def mark_read(self, last: int) -> None:
-        """Record in the file that events up to the id `last` may be in flight to the API; 0: no event is in flight."""
+        """Record in the file that events with ids up to `last` may be in flight to the API.
+
+        If `last` is 0, no event is in flight.
+        """
         self._database.connection.execute("INSERT OR REPLACE INTO meta VALUES ('read_to', ?)", (last,))
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -100,13 +104,15 @@ class EventTable:
                 return rows
 
     def _read(self, after: int, most: int, most_bytes: int) -> tuple[Rows, int] | None:
-        """Read the oldest events after an id; return those that are not damaged, and the id of the last event read.
+        """Read the oldest events whose ids are greater than `after`; see `read` for the arguments.
 
-        Return None if no event has an id greater than `after`.
+        Return the undamaged events among these events, and the id of the last event that was read. Return None if no
+        event has an id greater than `after`.
         """
         connection = self._database.connection
         with self._database.explained():
-            # SQLite stores the column `size` before the column `body`, so this statement reads no bodies.
+            # In each row, SQLite stores the column `size` before the column `body`, so this statement need not read the
+            # bodies.
             last = connection.execute(
                 "SELECT max(CASE WHEN total <= ? OR total = size THEN id END) FROM"
                 " (SELECT id, size, sum(size) OVER (ORDER BY id) AS total FROM"
@@ -153,9 +159,9 @@ class EventTable:
             return int(found[0]) if found is not None else 0
 
     def oldest(self, after: int, count: int) -> list[tuple[str, list[int]]]:
-        """Return the ids of the `count` oldest events after an id, grouped by the names of the events.
+        """Return the ids of the oldest events whose ids are greater than `after`, grouped by event name.
 
-        Each pair is an event name and the ids of the events with this name.
+        At most `count` events are returned. Each pair has an event name and the ids of the events with this name.
         """
         found = self._database.connection.execute(
             "SELECT substr(body, 3, instr(substr(body, 3), '\"') - 1) AS name, json_group_array(id)"

@@ -60,7 +60,7 @@ def explained(directory: Path) -> Generator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        # The lowest byte of SQLite's code is the kind of error; the other bytes only give details.
+        # The lowest byte of SQLite's error code is the kind of error; the other bytes only give details.
         code = getattr(error, "sqlite_errorcode", None)
         kind = code & 0xFF if isinstance(code, int) else None
         if kind == sqlite3.SQLITE_FULL:
@@ -74,7 +74,7 @@ def explained(directory: Path) -> Generator[None]:
         cause = error.strerror or type(error).__name__
         raise SpoolError(f"the spool in {directory} cannot be used: {cause}") from None
     except (ValueError, MemoryError, RecursionError) as error:
-        # The system does not accept the path, for example, or there is no memory at this moment.
+        # For example, the path is not valid on this system, or there is not enough memory at this moment.
         cause = f"{type(error).__name__}: {error}".rstrip(": ")
         raise SpoolError(f"the spool in {directory} cannot be used: {cause}") from None
 

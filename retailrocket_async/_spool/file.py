@@ -68,7 +68,8 @@ class Usage(NamedTuple):
     """The numbers of events and dead letters in the file, and its size.
 
     Attributes:
-        events: number of waiting events; also includes settled events whose ids are between the ids of waiting events.
+        events: number of ids from the lowest to the highest id of a waiting event. This number is quick to compute, but
+            also counts settled events whose ids are between the ids of waiting events.
         bytes: number of bytes of the file that are in use.
         dead: number of dead letters.
         oldest_at: when the oldest waiting event was tracked, in seconds since the epoch; None if no event waits.
@@ -158,7 +159,7 @@ class SpoolFile:
             self.lease.release()
 
     def disconnect(self) -> None:
-        """Close the file, so that `open` can open it again. This process keeps the lease if it holds the lease."""
+        """Close the file, so that `open` can open it again. If this process holds the lease, it keeps the lease."""
         self._database.disconnect()
 
     def transaction(self) -> AbstractContextManager[None]:
@@ -181,7 +182,8 @@ class SpoolFile:
         """Remove waiting events, or make them dead letters, and add their outcome to the log.
 
         Events that do not wait any more are ignored, because the log contains their outcome already. Such events occur
-        if a settlement is written twice, because the first transaction raised an error although it is in the file.
+        if a settlement is written twice, because the first transaction raised an error although its changes are in the
+        file.
 
         Args:
             settlement: the outcome of the events.

@@ -23,7 +23,8 @@ _SHORT: Final = 0.0005
 transaction."""
 
 _ATTEMPTS: Final = 5
-"""Number of attempts before a caller waits in the system's queue. The queue is fair, but to wait needs a thread."""
+"""Number of attempts to take the lock before a caller waits in the system's queue for the lock. The queue is fair, but
+waiting in the queue needs a thread."""
 
 _CHANGES: Final = 5
 """Number of times that the file may be replaced during one call; after that the call fails."""
@@ -87,15 +88,16 @@ class FileLock:
             except BaseException:
                 self.release()
                 raise
-            # Another file has replaced the locked file. Other processes lock the new file; the next attempt does, too.
+            # Another file has replaced the locked file. Other processes lock the new file, so release the old file; the
+            # next attempt locks the new file.
             self.release()
         raise LockTimeoutError(errno.ETIMEDOUT, f"{self._path.name} is replaced again and again")
 
     def _taken(self, file: int, deadline: float | None) -> bool:
         import fcntl  # noqa: PLC0415 - Windows has no `fcntl`
 
-        # While a thread waits in the queue, this call must not take the lock without the thread, because the thread
-        # would release the lock.
+        # A thread that an earlier call has started may still wait for the lock. Then this call must not take the lock
+        # by itself: the thread uses the same open file, and would release the lock when its own wait ends.
         queued = self._queue is not None and self._queue.pending
         for attempt in range(0 if queued else _ATTEMPTS):
             try:
@@ -109,7 +111,7 @@ class FileLock:
         return self._queue.wait(None if deadline is None else deadline - time.monotonic())
 
     def _unlock(self) -> None:
-        """Release the lock. If the system call fails, close the file, because this releases the lock, too.
+        """Release the lock. If the system call fails, close the file: closing the file releases the lock, too.
 
         No error is raised, because the transaction under this lock is committed already.
         """
@@ -178,7 +180,7 @@ class FileLock:
             self._system.touch(self._file)
 
     def last_heartbeat(self) -> tuple[int, int]:
-        """Return a value that changes whenever the holder calls `heartbeat`."""
+        """Return a value that changes whenever the process that holds the lock calls `heartbeat`."""
         found = self._system.stat(self._path)
         return found.st_ino, found.st_mtime_ns
 
@@ -278,7 +280,7 @@ class _Queue:
 
 
 def open_private(path: Path, flags: int, system: System = SYSTEM) -> int:
-    """Open a file and return its descriptor. Only this user can open a new file.
+    """Open a file and return its descriptor. If the file is created, only this user may read and write the file.
 
     If root creates the file, the owner of the directory becomes the owner of the file.
     """

@@ -1,12 +1,13 @@
-"""Passes events from a spool's file to the engine while this process holds the lease, and writes the outcomes.
+"""Passes events from a spool's file to the engine, and outcomes from the engine to the file.
 
 ::
 
     file --read--> window --feed--> engine --keep--> settlement --write--> file --log--> events of every process
 
 If no older event waits in the file, an event that this process has just written is passed to the engine directly,
-without being read from the file. One process at a time holds the lease; every other process tries to acquire the lease
-every half second. Only a bounded number of events (the window) is in memory, even if many more events wait in the file.
+without being read from the file. One process at a time holds the lease, the right to send; every other process tries to
+acquire the lease every half second. Only a bounded number of events (the window) is in memory, even if many more events
+wait in the file.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class EngineReceipt(Receipt):
 
 
 class Forwarder:
-    """Passes events of the file to the engine, and has the outcomes that the engine reports written to the file.
+    """Passes events of the file to the engine, and passes the outcomes that the engine reports to the writer.
 
     Args:
         writer: calls functions that use the file, in the writer's thread.
@@ -76,7 +77,7 @@ class Forwarder:
         window: limits how many events the engine may have at a time.
         once: names of events that are not sent again if the API may have recorded them.
         max_age: seconds after which an event expires, that is, is not sent any more.
-        lease_validity: number of seconds for which this process may send after it has renewed the lease.
+        lease_validity: number of seconds for which this process may send after each renewal of the lease.
         clock: returns the loop's time in seconds; called in any thread.
 
     Attributes:
@@ -128,8 +129,8 @@ class Forwarder:
     async def run(self, process_events: ProcessEvents) -> None:
         """Pass events to the engine until `stop` is called.
 
-        While another process holds the lease, read the log of outcomes again and again as long as some of
-        `process_events` have no outcome.
+        While another process holds the lease (the right to send), read the log of outcomes again and again as long as
+        some of `process_events` have no outcome.
         """
         pause = _READ_POLL[0]
         reader = self.reader
@@ -158,7 +159,7 @@ class Forwarder:
                 await self._sleep(min(_LOG_POLL, left))
 
     def lease_acquired(self) -> None:
-        """Begin to pass events to the engine, because this process holds the lease now."""
+        """Begin to pass events to the engine, because this process holds the lease (the right to send) now."""
         self.reader.sending = not self._stopped
 
     def lose(self) -> None:
@@ -296,7 +297,11 @@ class Forwarder:
         self._wake_up()
 
     def release_lease(self) -> None:
-        """Let the writer's thread write all outcomes that it was passed so far, and then release the lease."""
+        """Let the writer's thread write all outcomes passed to the thread so far, and then release the lease.
+
+        The lease is the right to send. If this process has sent none of the events that stay in the file, this is
+        recorded in the file, too.
+        """
         if self.sending:
             self.reader.sending = False
             release = _release if self._left_maybe_sent else _release_unsent
@@ -318,7 +323,11 @@ def _is_cut_short(outcome: Kept | Dropped | Abandoned) -> bool:
 
 
 def _maybe_sent_before(outcome: Outcome) -> Outcome:
-    """Return `outcome`, changed for events that another process may have sent and the API may have recorded."""
+    """Return the outcome for events that another process may have sent, and the API may have recorded, before.
+
+    The result is `outcome` with changed fields: for example, `maybe_recorded` is True. A `Dropped` for an expired event
+    becomes an `Abandoned`.
+    """
     match outcome:
         case Delivered():
             return attrs.evolve(outcome, maybe_duplicate=True)

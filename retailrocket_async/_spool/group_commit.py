@@ -88,7 +88,7 @@ class GroupCommit:
         self.tight = False
 
     def __bool__(self) -> bool:
-        """Whether any event or job waits."""
+        """Whether any event waits to be written, or any job waits to be run."""
         return bool(self.unwritten or self.jobs)
 
     # --- writing ------------------------------------------------------------------------------------------------------
@@ -111,7 +111,8 @@ class GroupCommit:
         self.size = fitting + len(jobs)
         with self._transaction():
             # Jobs run before the events are added. Otherwise the engine would get events twice: a job of the reader
-            # would read the new events, and the reader would claim the same events afterwards.
+            # would read the new events, and the reader would claim the same events afterwards (pass them to the engine
+            # without a read).
             results = [job.run(self._file) for job in jobs]
             last, claimed = self._append(entries)
         for job in jobs:
@@ -143,7 +144,10 @@ class GroupCommit:
         self._unsure = None
 
     def _append(self, entries: list[Entry]) -> tuple[int, bool]:
-        """Add events to the file; return the id of the last event, and whether the reader has claimed the events."""
+        """Add events to the file; return the id of the last event, and whether the reader has claimed the events.
+
+        The engine gets claimed events directly, without a read of the file; see `SpoolReader.claims`.
+        """
         if not entries:
             return 0, False
         at = now()

@@ -1,6 +1,6 @@
 """Represents ids of events as ranges of consecutive ids.
 
-Events that are settled together mostly have consecutive ids, so one range replaces hundreds of ids.
+Events that get their outcome together mostly have consecutive ids, so one range replaces hundreds of ids.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MOST_STATEMENTS: Final = 8
 
 
 def ranges(ids: Iterable[int]) -> list[Range]:
-    """Return `ids` as ranges, in ascending order."""
+    """Return `ids` as ranges of consecutive ids, in ascending order."""
     found: list[Range] = []
     first = last = None
     for number in sorted(ids):

@@ -45,7 +45,8 @@ class SpoolIntake:
         ledger: counts all events of the client, also those that `before_send` drops.
 
     Attributes:
-        left_in_a_row: see `EventIntake`. The value is always 1: other tasks can run while an event waits for the disk.
+        left_in_a_row: number of events that may be accepted before the caller should let other tasks run. The value is
+            always 1 and never decreases, because other tasks can run while an event waits for the disk.
         closed: whether new events are refused, because `aclose` was called.
     """
 

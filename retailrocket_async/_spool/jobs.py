@@ -46,13 +46,13 @@ class Job:
 
 
 class PendingSettlements:
-    """Holds the settlements that were passed to the writer's thread and whose log entries were not read back yet."""
+    """Holds settlements (outcomes of events) that were passed to the writer's thread and not read from the log yet."""
 
     def __init__(self) -> None:
         self._pending: deque[tuple[Settlement, Job]] = deque()
 
     def add(self, settlement: Settlement, job: Job) -> None:
-        """Add a settlement that `job` writes, and remove old settlements whose log entries were read back."""
+        """Add a settlement that `job` writes, and remove old settlements that were read from the outcome log."""
         while self._pending and self._pending[0][1].reported:
             self._pending.popleft()
         self._pending.append((settlement, job))

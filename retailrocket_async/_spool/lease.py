@@ -32,7 +32,8 @@ class SenderLease:
 
     Args:
         directory: the directory of the spool.
-        timeout: seconds without a heartbeat after which `acquire` takes the lease from the process that holds it.
+        timeout: seconds without a heartbeat after which `acquire` takes the lease from the process that holds the
+            lease.
         system: makes the calls to the operating system.
 
     Attributes:
@@ -52,7 +53,7 @@ class SenderLease:
         self._seen_at = 0.0
 
     def acquire(self) -> bool:
-        """Take the lease unless another process holds and renews the lease; return whether this process holds it now.
+        """Take the lease unless another process holds and renews it; return whether this process holds the lease now.
 
         Call this method in a transaction, so that only one process takes the lease from a holder that is stopped.
         """
@@ -69,7 +70,7 @@ class SenderLease:
             return False
 
     def renew(self) -> None:
-        """Renew the lease by a heartbeat, which shows other processes that this process is alive.
+        """Renew the lease by a heartbeat; the heartbeat shows other processes that this process is alive.
 
         Raises:
             LeaseLostError: another process has taken the lease.
@@ -92,7 +93,10 @@ class SenderLease:
 
     @property
     def held(self) -> bool:
-        """Whether this process has taken the lease. See `check`: another process may have taken the lease since."""
+        """Whether this process has taken the lease.
+
+        Another process may have taken the lease since then; see `check`.
+        """
         return self._lock.owned
 
     def release(self) -> None:

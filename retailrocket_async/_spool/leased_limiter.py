@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from retailrocket_async._delivery.rate_limiter import Limiter, Permit
 
 _LOOK: Final = 0.05
-"""Seconds between two checks whether this process still holds the lease, after it was stopped."""
+"""Seconds between two checks whether this process still holds the lease, after this process was stopped for a time."""
 
 
 class LeasedLimiter:
-    """A limiter that grants no permit while another process may hold the lease.
+    """A limiter that grants no permit for a request while another process may hold the lease (the right to send).
 
     Args:
         limiter: grants the permits.

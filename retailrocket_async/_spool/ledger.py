@@ -29,7 +29,7 @@ _HIGHEST_ID: Final = 1 << 62
 
 
 class SpoolLedger:
-    """Settles the events of this process, and counts them by outcome.
+    """Sets the outcomes of the events that this process has tracked, and counts the events by outcome.
 
     Attributes:
         process_events: the events in the file that this process has tracked.
@@ -43,7 +43,8 @@ class SpoolLedger:
         self.usage = Usage(0, 0, 0, None)
         self.failure: SpoolError | None = None
         self.ended = False
-        # Events that were never in the file: direct sends, and events that were dropped unwritten.
+        # The next two attributes count events that were never in the file: events that were sent directly, and events
+        # that were dropped before they were written.
         self._direct = OutcomeCounts()
         self._direct_tracked = 0
 
@@ -65,30 +66,31 @@ class SpoolLedger:
     # --- events in the file -------------------------------------------------------------------------------------------
 
     def settle_log(self, log: Iterable[LogEntry]) -> None:
-        """Settle events of this process with the outcomes in the entries `log`."""
+        """Give events of this process the outcomes in `log`, which has new entries of the outcome log."""
         for entry in log:
             self.process_events.settled(entry.ids, *decode_outcome(entry.outcome))
 
     def settle_kept(self, kept: Iterable[tuple[list[Range], Kept | Abandoned]]) -> None:
-        """Settle events that the engine settled without an answer from the API; see `Forwarder.kept`."""
+        """Set the outcomes of events for which the engine got no answer from the API; see `Forwarder.kept`."""
         for ids, outcome in kept:
             self.process_events.settled(ids, outcome)
 
     def settle_unknown(self, waiting: Iterable[int]) -> None:
-        """Settle events as `Abandoned`, because the log does not contain their outcomes any more.
+        """Set the outcome `Abandoned` for events whose outcomes the log does not contain any more.
 
         Args:
-            waiting: the ids of the events that still wait. All other events without an outcome are settled.
+            waiting: the ids of the events that still wait. All other events without an outcome get the outcome
+                `Abandoned`.
         """
         self.process_events.forget(waiting, Abandoned(reason="untold", maybe_recorded=True, attempts=0))
 
     def settle_pending(self, settlements: Iterable[tuple[Settlement, bool]], *, file_gone: bool) -> None:
-        """Settle events whose outcomes were passed to the writer, but were not read from the log yet.
+        """Set the outcomes that were passed to the writer, but were not read from the log yet.
 
         Args:
             settlements: the outcomes, each with a flag that is True if the outcome is in the file.
             file_gone: whether the file is lost. If the file is not lost, events whose outcomes are not in the file will
-                be sent again, so these events are settled as `Kept`.
+                be sent again, so these events get the outcome `Kept`.
         """
         for settlement, written in settlements:
             outcome, name = decode_outcome(settlement.outcome)
@@ -97,13 +99,16 @@ class SpoolLedger:
             self.process_events.settled(settlement.ids, outcome, name)
 
     def lose(self) -> int:
-        """Settle all events without an outcome as lost, because the file is lost; return the number of these events."""
+        """Give all events without an outcome the outcome `Abandoned`, because the file is lost; return their number.
+
+        The reason in the outcome is ``"lost"``.
+        """
         lost = self.process_events.pending
         self.process_events.forget([], _LOST)
         return lost
 
     def keep(self, sent_to: int | None) -> None:
-        """Settle all events without an outcome as `Kept`, because these events stay in the file.
+        """Set the outcome `Kept` for all events without an outcome, because these events stay in the file.
 
         Args:
             sent_to: the id up to which another process may have sent events; 0 if no event was sent, None if the id is

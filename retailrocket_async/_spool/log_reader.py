@@ -66,8 +66,8 @@ class LogReader:
             if len(part) < self._file.log.part:
                 break
         # The whole log is read before the loop gets the first entry. If a read failed after the loop had got some
-        # entries, the settlements of these entries would still count as pending, and `close` would settle their events
-        # a second time.
+        # entries, the settlements of these entries would still count as pending, and `RunningSpool.end` would settle
+        # their events a second time.
         self._seq = seq
         self._reported()
         for part in parts:

@@ -1,4 +1,4 @@
-"""Counts the events in a spool that this process has tracked, and settles their receipts.
+"""Counts the events in a spool that this process has tracked, and sets the outcomes of their receipts.
 
 A spool may hold millions of events, so there is one record for each run of consecutive ids, not for each event. The
 records have only weak references to receipts, so a receipt uses no memory once the caller drops the receipt. Most
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 
 _YOUNG: Final = 16
-"""Number of newest runs that are not compacted, because callers often still hold the receipts of new events."""
+"""Number of newest runs that `_compact` is not called for, because callers often still hold the receipts of new
+events."""
 
 
 class SpoolReceipt(Receipt):
-    """A receipt that supports weak references."""
+    """A receipt that supports weak references, so that `ProcessEvents` does not keep the receipt in memory."""
 
     __slots__ = ("__weakref__",)
 
@@ -73,7 +74,7 @@ class _Run:
 
 
 class ProcessEvents:
-    """Counts the events of this process by their outcome, settles their receipts, and lets calls of `flush` return.
+    """Counts the events of this process by outcome, sets the outcomes of their receipts, and lets `flush` return.
 
     Attributes:
         tracked: number of events that were added.
@@ -103,7 +104,7 @@ class ProcessEvents:
             self._compact(len(self._runs) - _YOUNG - 1)
 
     def _compact(self, position: int) -> None:
-        """Drop the references of the run at `position` if no caller holds receipts of the run any more.
+        """Save memory: drop the references of the run at `position` if no caller holds receipts of the run any more.
 
         If the previous run has no references either, and the run begins with the next id, merge the two runs.
         """
@@ -117,9 +118,10 @@ class ProcessEvents:
             del self._runs[position]
 
     def settled(self, ids: Sequence[Range], outcome: Outcome, name: str = "") -> None:
-        """Settle those of the given events that this process has tracked.
+        """Set the outcome of those of the given events that this process has tracked.
 
-        Each event must be settled only once, because the runs do not record which of their events have an outcome.
+        Call this method only once for each event, because a run (events with consecutive ids) does not record which of
+        its events have an outcome.
 
         Args:
             ids: the ids of the events; events of other processes may be among these events.
@@ -146,7 +148,7 @@ class ProcessEvents:
             flush.count_down(max(0, min(last, flush.last) - first + 1))
 
     def forget(self, waiting: Iterable[int], outcome: Abandoned) -> None:
-        """Settle the events that are not in the file any more, and whose true outcomes are not known.
+        """Set an outcome for the events that are not in the file any more, and whose true outcomes are not known.
 
         Args:
             waiting: the ids of the events that still wait in the file; these events are not settled.
@@ -172,16 +174,19 @@ class ProcessEvents:
                 self._runs.remove(run)
 
     def spans(self) -> list[Range]:
-        """Return ranges of ids with all events that have no outcome; the ranges may include settled events."""
+        """Return ranges of ids that contain all events without an outcome, and perhaps events with an outcome."""
         return [(run.first, run.last) for run in self._runs]
 
     async def flushed(self, finished: Future[None]) -> None:
-        """Return when every event that was added before this call has an outcome; `finished` is a new future."""
+        """Return when every event that was added before this call has an outcome.
+
+        The call waits on `finished`, a new future of the event loop.
+        """
         if self.pending:
             await self._flushes.wait(self._runs[-1].last, self.pending, finished)
 
     def keep(self, outcome: Kept) -> None:
-        """Settle all events that have no outcome with `outcome`, because these events stay in the file."""
+        """Set `outcome` as the outcome of all events without an outcome, because these events stay in the file."""
         self.counts.add(outcome, self.pending, ())
         self.pending = 0
         runs, self._runs = self._runs, []

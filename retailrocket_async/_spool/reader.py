@@ -48,11 +48,12 @@ class SpoolReader:
         loop: the event loop.
         window: limits how many events the engine may have at a time.
         clock: returns the loop's time in seconds, in any thread.
-        lease_validity: seconds after a renewal of the lease in which no other process can take the lease.
+        lease_validity: number of seconds after each renewal of the lease during which no other process can take the
+            lease.
 
     Attributes:
-        read_before: the highest id that another process may have sent.
-        sending: whether this process passes events to the engine; set by the loop.
+        read_before: the highest id of the events that another process may have sent.
+        sending: whether this process passes events to the engine; set in the event loop.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class SpoolReader:
         """Try to acquire the lease; call this in a transaction.
 
         Returns:
-            The highest id that another process may have sent; None if this process did not get the lease.
+            The highest id of the events that another process may have sent; None if this process did not get the lease.
         """
         return file.events.read_to() if file.lease.acquire() else None
 
@@ -103,7 +104,7 @@ class SpoolReader:
             post(self._loop, self._listener.lease_acquired)
 
     def lease_renewed(self, moment: float) -> None:
-        """Note that this process held the lease at `moment`, in seconds of the loop's clock."""
+        """Note that this process held the lease (the right to send) at `moment`, in seconds of the loop's clock."""
         self._renewed_at = moment
 
     def lease_lost(self) -> None:
@@ -149,8 +150,8 @@ class SpoolReader:
             post(self._loop, self._listener.damage_found, self._damaged)
         if rows.ids:
             self._cursor = rows.ids[-1]
-            # The writer's thread also reports newly written events to the loop by `post`, so all events reach the
-            # engine in the order of their ids.
+            # The writer's thread reports newly written events to the loop by `post`, too. The loop makes posted calls
+            # in order, so all events reach the engine in the order of their ids.
             post(self._loop, self._listener.events_read, rows)
 
     def claims(self, file: SpoolFile, first: int, last: int) -> bool:

@@ -1,4 +1,4 @@
-"""Runs a spool from the first event to `aclose`: owns its writer and forwarder, and handles the writer's reports."""
+"""Runs a spool from the first event to `aclose`: creates writer and forwarder, and handles the writer's reports."""
 
 from __future__ import annotations
 
@@ -81,9 +81,11 @@ class RunningSpool:
             overflowed=_overflowed,
         )
         window = Window(
-            # Twice the number of events that can be in flight. The second half of these events fills the next batches.
+            # Allow twice the number of events that can be in flight: while the first half is in flight, the second half
+            # fills the next batches.
             2 * batching.max_in_flight * batching.max_events,
-            # At most a quarter of the spool, because `drop_oldest` drops only events that the engine does not have yet.
+            # Allow at most a quarter of the spool's size, because `drop_oldest` can drop only events that the engine
+            # does not have yet.
             min(2 * batching.max_in_flight * batching.max_bytes, spool.max_bytes // 4),
         )
         self.forwarder = Forwarder(
@@ -93,7 +95,7 @@ class RunningSpool:
             once=once,
             max_age=spool.max_age,
             # Half of the lease's time-out. If a request is sent at the end of this half, the other half is left for the
-            # answer. Only then may another process take the lease.
+            # answer, and only after that may another process take the lease.
             lease_validity=file.lease.timeout / 2,
             clock=loop.time,
         )
@@ -134,7 +136,7 @@ class RunningSpool:
             forwarder.skip_linger = False
 
     async def end(self) -> None:
-        """Release the lease, close the file, and settle all events; call this after the engine was closed."""
+        """Release the lease, close the file, and give every event an outcome. Call this after the engine was closed."""
         writer, forwarder = self.writer, self.forwarder
         # `_settle_rest` needs the id up to which another process may have sent events. If this process sends, the
         # reader knows this id; otherwise the id is read from the file.
@@ -150,7 +152,7 @@ class RunningSpool:
         self._settle_rest(sent_to)
 
     def _settle_rest(self, sent_to: int | None) -> None:
-        """Settle every event of this process that has no outcome yet.
+        """Give an outcome to every event of this process that has no outcome yet.
 
         Args:
             sent_to: the id up to which another process may have sent events; None if the id is not known.
@@ -169,7 +171,7 @@ class RunningSpool:
     # --- the writer's listener ----------------------------------------------------------------------------------------
 
     def committed(self, entries: Sequence[Entry], last: int, *, claimed: bool) -> None:
-        """Return the receipts of written events to the callers that wait, and let the engine get the events."""
+        """Return the receipts of written events to the callers that wait, and let the forwarder feed the engine."""
         self.writer.waiting -= len(entries)
         if self._ledger.failure is not None:
             self._file_works()
@@ -202,18 +204,21 @@ class RunningSpool:
                 admitted.set_result(receipt)
 
     def settled(self, log: Sequence[LogEntry]) -> None:
-        """Settle events of this process with the outcomes in the log."""
+        """Give events of this process the outcomes that the new entries of the outcome log contain."""
         self._ledger.settle_log(log)
 
     def missed(self) -> None:
-        """Look up which events of this process still wait in the file, and settle all other events of this process."""
+        """Look up which events of this process still wait in the file.
+
+        All other events of this process get the outcome in the log or, if the log has none any more, `Abandoned`.
+        """
         self.writer.catch_up(self._ledger.process_events.spans()).add_done_callback(self._caught_up)
 
     def _caught_up(self, found: asyncio.Future[tuple[list[int], list[LogEntry]]]) -> None:
         if found.cancelled():
             return
         if found.exception() is not None:
-            # The writer reports a gap in the log only once, so the look-up is repeated here.
+            # The writer calls `missed` only once for the same missing log entries, so the look-up is repeated here.
             if not self.writer.over:
                 self._engine.affinity.call_later(_CATCH_UP_AGAIN, self.missed)
             return
@@ -222,7 +227,7 @@ class RunningSpool:
         self._ledger.settle_unknown(waiting)
 
     def measured(self, usage: Usage) -> None:
-        """Note that the file can be used, and store the numbers of its events and bytes."""
+        """Note that the file can be used, and store how many events and bytes the file contains."""
         self._ledger.usage = usage
         self._file_works()
 
@@ -245,7 +250,7 @@ class RunningSpool:
         self._engine.spool_failed(error)
 
     def replaced(self) -> None:
-        """Settle all events of the old file, and continue with the file that has replaced the old file."""
+        """Give every event of the old file an outcome, and continue with the file that has replaced the old file."""
         self.writer.term += 1
         self._ledger.settle_pending(self.writer.pop_unsettled(), file_gone=True)
         self.forwarder.file_gone = True

@@ -107,5 +107,5 @@ def check_for_damage(connection: sqlite3.Connection, directory: Path, *, large: 
 
 
 def _decoded(text: bytes) -> str:
-    # Damaged text is replaced and raises no error, because the error would prevent other events from being read.
+    # Bytes that are not valid UTF-8 are replaced, because an error would prevent other events from being read.
     return text.decode(errors="replace")

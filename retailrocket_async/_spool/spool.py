@@ -45,7 +45,7 @@ def _directory(path: PathLike) -> Path:
     try:
         return Path(text).absolute()
     except OSError as error:
-        # This happens if the current directory was removed.
+        # `absolute` fails if the current directory was removed.
         raise ConfigurationError(
             f"SqliteSpool.path is relative to a directory that is gone: {error.strerror}"
         ) from None
@@ -115,8 +115,8 @@ class SqliteSpool:
     `track` returns when its event is in the file. From then on the event survives a crash of the process and, with
     ``durability="commit"``, a crash of the host and a power cut. An event is removed from the file when the event
     has its outcome; an undelivered event becomes a dead letter. Any number of processes may share a spool. Only one of
-    these processes sends at a time, so all of them together keep one request limit. A spool belongs to one shop. The
-    API key is never written to the spool. A spool needs Linux, macOS or another system with ``flock``.
+    these processes sends at a time, so all processes together keep to one request limit. A spool belongs to one shop.
+    The API key is never written to the spool. A spool needs Linux, macOS or another system with ``flock``.
 
     Args:
         path: the directory, on a local file system. If the directory does not exist, a directory is created that only
@@ -249,8 +249,8 @@ class SqliteSpool:
     def _is_readable(self, *, dead: bool) -> bool:
         """Return whether SQLite can read all events.
 
-        `export` must know this before it yields the first event. If SQLite failed in the middle, `export` could not
-        read the pages instead, because the events that were yielded before would be yielded again.
+        `export` must know this before `export` yields the first event. If SQLite failed in the middle, `export` could
+        not read the pages instead, because the events that were yielded before would be yielded again.
         """
         try:
             for _ in self.dead() if dead else self._events():
@@ -274,7 +274,7 @@ class SqliteSpool:
     def purge(self) -> int:
         """Delete the waiting events; return the number of deleted events.
 
-        If a process sends at present, the events that this process has already read from the spool are not deleted.
+        If another process sends at present, the events that the other process has already read are not deleted.
 
         Raises:
             SpoolError: there is no spool, or the spool cannot be used.
@@ -302,7 +302,10 @@ class SqliteSpool:
             file.close()
 
     def file(self, shop: str | None = None) -> SpoolFile:
-        """Return an object for the file of the spool, which is not open yet; only for use inside this package."""
+        """Return the object that reads and writes the spool's file. Use this method only inside this package.
+
+        The file is not open yet.
+        """
         return SpoolFile(
             self.path,
             durability=self.durability,
@@ -310,6 +313,7 @@ class SqliteSpool:
             most_dead=self.max_dead,
             dead_age=self.dead_age,
             shop=shop,
-            # At least one second, because another process may hold the lock during a transaction; this is no failure.
+            # Wait at least one second for the write lock, even if `full_timeout` is 0: another process holds the lock
+            # during each of its transactions, and this must not count as a failure.
             patience=max(1.0, self.full_timeout),
         )

@@ -18,7 +18,8 @@ class Window:
 
     Args:
         most: largest number of events.
-        most_bytes: largest number of bytes of the events' JSON. The event that reaches this number may exceed it.
+        most_bytes: largest number of bytes of the events' JSON; only the last event that is read may exceed this
+            number.
     """
 
     __slots__ = ("_bytes", "_events", "_most", "_most_bytes")

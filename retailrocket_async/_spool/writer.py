@@ -1,4 +1,4 @@
-"""Passes events and jobs from the event loop to the writer's thread."""
+"""Passes events, and jobs (functions that read or change the file), from the event loop to the writer's thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class SpoolWriter:
-    """Writes events and outcomes to a spool, in a thread of its own.
+    """Writes events and outcomes to a spool, in a separate thread.
 
     Args:
         file: the file of the spool; from now on only the thread may use the file.
@@ -38,12 +38,13 @@ class SpoolWriter:
         max_bytes: largest size of the file in bytes.
         min_free: number of bytes that must stay free on the file system of the file.
         patience: seconds for which an event waits while the spool is full or its file cannot be used.
-        flushes: whether the thread flushes the file to the disk twice a second, because commits do not.
+        flushes: True if commits do not flush the file to the disk, so that the thread has to do this twice a second.
         overflowed: called with an event name; returns the encoded outcome of dropped events with this name.
 
     Attributes:
         waiting: number of events that were passed to `put` and are neither written nor refused yet.
-        capacity: computes how many events fit in the spool; `capacity.full` says whether the spool was full at last.
+        capacity: computes how many events fit in the spool; `capacity.full` says whether the spool was full at the last
+            check.
         term: number of times that this process has lost the lease, as counted in the event loop.
     """
 
@@ -108,13 +109,19 @@ class SpoolWriter:
             self._work.refuse_rest()
 
     def settle(self, settlement: Settlement) -> None:
-        """Let the thread write the outcome of events; nothing is written if this process loses the lease before."""
+        """Let the thread write the outcome of events.
+
+        If this process loses the lease before the thread writes the outcome, the outcome is not written.
+        """
         job = Job(lambda file: file.settle(settlement, now()), term=self.term)
         self._settlements.add(settlement, job)
         self._put_job(job)
 
     def pop_unsettled(self) -> list[tuple[Settlement, bool]]:
-        """Remove and return the settlements that were not read back yet; see `PendingSettlements.pop_all`."""
+        """Remove and return the outcomes that were passed to `settle` and were not read from the log yet.
+
+        `PendingSettlements.pop_all` describes the result.
+        """
         return self._settlements.pop_all()
 
     def submit(self, run: Callable[[SpoolFile], T], then: Callable[[T], None] | None = None) -> asyncio.Future[T]:
@@ -142,7 +149,10 @@ class SpoolWriter:
         self.submit_until_done(_nothing)
 
     def catch_up(self, spans: Sequence[Range]) -> asyncio.Future[tuple[list[int], list[LogEntry]]]:
-        """Let the thread read two lists in one transaction: the ids in `spans` that wait, and the new log entries."""
+        """Let the thread read two lists in one transaction; return a future of the lists.
+
+        The lists are the ids in `spans` of events that still wait, and the log entries that were not read yet.
+        """
         log = self._work.log
         return self.submit(lambda _: log.catch_up(spans), log.caught_up)
 
@@ -157,7 +167,7 @@ class SpoolWriter:
         return self._ended.done()
 
     def join(self) -> None:
-        """Wait for the end of the thread if the thread has announced this end."""
+        """If the future that `stop` returns is done, wait until the thread has ended; otherwise return at once."""
         if self._ended.done():
             self._thread.join()
 

@@ -121,7 +121,7 @@ class WriterThread:
 
     @property
     def reader(self) -> SpoolReader | None:
-        """Reads written events for the engine; None if no events are read. Set before the thread starts."""
+        """The object that reads written events for the engine, or None. Set this attribute before `run` is called."""
         return self._group.reader
 
     @reader.setter
@@ -168,8 +168,9 @@ class WriterThread:
     def _goes_on(self) -> bool:
         if not self._stopping:
             return True
-        # If the disk stays full, waiting outcomes and events cannot be written, so the time is limited. Events whose
-        # outcome was not written are still in the file, and events that were not written are refused.
+        # After `stop`, the thread goes on for a limited time only, because waiting outcomes and events can never be
+        # written if the disk stays full. Events whose outcome was not written are still in the file, and events that
+        # were not written are refused.
         return bool(self._group) and self._clock() < self._ends_at
 
     def _refuse_all(self) -> None:
@@ -189,7 +190,10 @@ class WriterThread:
                 self._listener.refused([item], self._end_reason)
 
     def _report_defect(self, defect: BaseException | None) -> None:
-        """After a defect, let the loop stop sending, and wait for this, because the lease is released afterwards."""
+        """After a defect, let the event loop stop sending, and wait until the loop has done this.
+
+        The lease is released afterwards, and another process may then send the events.
+        """
         if defect is None:
             return
         self._end_reason = SpoolError(
@@ -247,7 +251,10 @@ class WriterThread:
     # --- working ------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """Write the waiting events, and run the waiting jobs. Do maintenance if it is due or nothing waits."""
+        """Write the waiting events, and run the waiting jobs.
+
+        Do maintenance if the maintenance is due, or if no event and no job waits.
+        """
         self._group.refuse_withdrawn()
         idle = not self._group
         try:
@@ -269,7 +276,10 @@ class WriterThread:
         self._group.refuse_overflow(self._clock() - self._patience)
 
     def _renew_lease(self) -> None:
-        """If this process holds the lease, renew the lease twice a second, and notify the reader."""
+        """If this process holds the lease (the right to send), renew the lease, at most twice a second.
+
+        After each renewal, notify the reader.
+        """
         began = self._clock()
         if self.reader is not None and self._file.lease.held and began >= self._renews_at:
             self._file.lease.renew()
@@ -277,7 +287,7 @@ class WriterThread:
             self.reader.lease_renewed(began)
 
     def _lose_lease(self) -> None:
-        """Release the lease and begin a new term, so that jobs of the old term are skipped."""
+        """Release the lease (the right to send). Begin a new term, so that jobs of the old term are skipped."""
         self._group.term += 1
         if self.reader is not None:
             self.reader.lease_lost()
@@ -314,7 +324,7 @@ class WriterThread:
             replaced = self._file.generation != self._generation
             if replaced:
                 if self._generation:
-                    # In the new file, the ids of the old file belong to other events.
+                    # The ids of events in the old file are ids of other events in the new file.
                     self._group.forget_unsure()
                     self._lose_lease()
                     post(self._loop, self._listener.replaced)
@@ -341,7 +351,8 @@ class WriterThread:
         ever_open = self._generation > 0
         if not isinstance(error, SpoolBusyError):
             self._is_open = False
-            # To open a large damaged file takes long, and slows other processes on the disk. The pause is longer then.
+            # The longer it took to open the file, the longer is the pause, because opening a large damaged file slows
+            # other processes that use the disk.
             self._opens_at = self._clock() + max(_REOPEN, 4 * self._opening_took)
         post(self._loop, self._listener.failed, error)
         if ever_open and not isinstance(error, SpoolDamagedError):

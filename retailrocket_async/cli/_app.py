@@ -59,7 +59,7 @@ def root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Accept the options before the command's name, e.g. ``--version``. Each option has a callback that handles it."""
+    """Accept the options before the command's name, e.g. ``--version``. The callback of each option does the work."""
 
 
 for _module, _command in (

@@ -2,7 +2,8 @@
 
 Every endpoint of the API records events. So the check sends a probe: a batch of one envelope whose event's name does
 not exist. The probe has the key and the shop's id. The API records nothing, because the API refuses the probe: for the
-body (400) or, if the API checks these first, for the key (401), the shop (403) or the address (404).
+body (400) or, if the API checks the address, the key and the shop before the body, for the address (404), the key (401)
+or the shop (403).
 
 The API's contract does not say whether the API checks the key or the body first. So a second probe is sent with a
 made-up key. If the second probe is refused for the key, the API checks the key first, and a 400 for the first probe
@@ -223,7 +224,8 @@ class _Warnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if record.levelno == logging.WARNING and "left out" in message and message not in self._printed:
-            # A check uses two clients, and both log the warning. `_printed` prevents that the warning is printed twice.
+            # A check uses two clients, and both log the warning. `_printed` prevents the warning from being printed
+            # twice.
             self._printed.add(message)
             print_err(f"warning: {message}")
 
@@ -233,12 +235,12 @@ async def _verdict(client: AsyncTrackingClient, stranger: AsyncTrackingClient) -
 
     Args:
         client: a client with the user's key.
-        stranger: a client with a made-up key; this function closes it.
+        stranger: a client with a made-up key and without the argument `http_client`; this function closes this client.
     """
     outcome = await _probe(client)
     if isinstance(outcome, Abandoned) and (outcome.failure or "").startswith("tls:"):
         # An environment variable for certificates may be wrong. The error of httpx does not name the variable, but the
-        # error of a client without the argument `http_client` does.
+        # error of a client without the argument `http_client` does, so the probe is sent with such a client.
         async with stranger:
             explained = await _probe(stranger)
         if isinstance(explained, Abandoned) and explained.reason == "halted":

@@ -26,7 +26,8 @@ HEADER = b"timestamp,visitorid,event,itemid,transactionid"
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_DIGITS = 19
-"""Number of digits of the largest int64. Longer numbers are refused first, because `int` may raise another error."""
+"""Number of digits of the largest int64. Longer numbers are refused before `int` is called, because `int` raises
+another error for a very long number."""
 
 
 class Clickstream:

@@ -38,7 +38,7 @@ AllowInsecureHttp: TypeAlias = Annotated[
 
 
 def credentials(partner_id: str) -> tuple[Callable[[], str], str]:
-    """Return a function that returns the key, and the shop's id.
+    """Return two values: a function that returns the key, and the shop's id.
 
     If the key or the id is missing, exit with a sentence and status 2. The key is returned by a function, so that tools
     that print the local variables of a crash do not print the key.

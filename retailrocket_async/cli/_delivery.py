@@ -48,7 +48,8 @@ class Result:
         bad: the number of lines that are not an event.
         unreadable: the number of inputs that could not be read completely.
         stopped_at: the last line read, as ``FILE:LINE``, if reading stopped early; None if everything was read.
-        interrupted_by: the number of the signal that interrupted the command; None if no signal did.
+        interrupted_by: the number of the signal that interrupted the command; None if no signal interrupted the
+            command.
         hopeless: whether the command stopped by itself, because no event was delivered and further attempts would fail
             for the same reason.
         reasons: the number of undelivered events for each reason.
@@ -87,7 +88,8 @@ class Delivery:
         lines_of: creates the parser for an input's lines.
         rejects: writes bad lines and undelivered events to the file of rejects.
         meter: draws the progress bar, and prints lines above the bar.
-        drain: the most seconds after an interruption in which events that were already read are still delivered.
+        drain: largest number of seconds for which, after an interruption, events that were already read are still
+            delivered.
         first: the number of the first line to send.
     """
 
@@ -180,7 +182,7 @@ class Delivery:
             result.stopped_at = f"{lines.source}:{lines.number - 1}" if lines is not None else place
 
     async def _on_outcome(self, undelivered: Sequence[UndeliveredEvent]) -> None:
-        """Count undelivered events by reason, write them to the rejects, and stop if all further events would fail."""
+        """Count undelivered events by reason, and write them to the rejects; stop if all further events would fail."""
         for event in undelivered:
             self.result.reasons[explain(event.outcome)] += 1
             self.result.maybe_recorded += event.outcome.maybe_recorded

@@ -86,7 +86,8 @@ async def _send(client: AsyncTrackingClient, day: Iterator[Event], meter: Meter)
         report = await client.aclose()
     finally:
         watching.cancel()
-        # After an interruption the emulator stops, too, so the remaining events could not be delivered.
+        # Do not wait for the remaining events: after an interruption the emulator stops, too, so these events cannot be
+        # delivered.
         await client.aclose(0)
     return Sent(by_name, report.stats, elapsed)
 

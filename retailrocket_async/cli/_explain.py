@@ -11,7 +11,10 @@ Undelivered: TypeAlias = Rejected | Abandoned | Dropped | Kept
 
 
 def explain(outcome: Undelivered) -> str:  # noqa: PLR0911 - a sentence for each
-    """Return why the event of `outcome` was not delivered and what to correct; settings are named as options."""
+    """Return why the event of `outcome` was not delivered and what to correct.
+
+    Settings are called by the names of the command's options.
+    """
     match outcome:
         case Rejected(status=status, advice=advice):
             return f"{in_options(advice)} (HTTP {status})"

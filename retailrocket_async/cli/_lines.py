@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from retailrocket_async.cli._reading import Chunk
 
 MAX_LINE = 1024 * 1024
-"""Largest line in bytes, twice the largest event. A longer line shows a file without line breaks or a binary file."""
+"""Largest line in bytes, twice the largest event. If a line is longer, the file has no line breaks or is a binary
+file."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _OPENING_BRACE = ord("{")

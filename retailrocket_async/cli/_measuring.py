@@ -152,7 +152,8 @@ class Limit:
     """The result of a burst of requests.
 
     Attributes:
-        taken: number of requests accepted in the last second before the first 429; without a 429, of all requests.
+        taken: number of requests that were accepted in the last second before the first 429; if there is no 429, the
+            number of all requests.
         seconds: the time in which the requests of `taken` were sent and answered.
         refused: whether a request was answered with 429.
         retry_after: the header `Retry-After` of the first 429; None if there is no 429, or no such header.

@@ -126,7 +126,7 @@ class Source:
 
     def _pieces(self) -> Generator[bytes]:
         begin = b""
-        # The first read of a pipe may return a single byte.
+        # The first read of a pipe may return a single byte, so read until there are enough bytes to recognise gzip.
         while len(begin) < len(_GZIP) and (more := self.read(_CHUNK)):
             begin += more
         self._begin = begin

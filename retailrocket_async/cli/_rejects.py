@@ -78,7 +78,7 @@ class Rejects:
         try:
             action()
         except OSError as error:
-            # The delivery goes on. The report says that the file of rejects is incomplete.
+            # The delivery of events goes on, although the file of rejects is incomplete now; the report says so.
             self.failure = self.failure or error.strerror or type(error).__name__
 
     def __enter__(self) -> Self:

@@ -78,7 +78,7 @@ RelayName: TypeAlias = Annotated[
 
 
 class OnUnreachable(StrEnum):
-    """The values of `RedisLimiter(on_unreachable=...)`."""
+    """The values that `RedisLimiter` accepts for its argument `on_unreachable`."""
 
     SHARE = "share"
     WAIT = "wait"
@@ -280,7 +280,8 @@ class _Limit:
 
     Attributes:
         options: the client's keyword argument for the limit, ``rate_limit`` or ``limiter``.
-        trouble: one line that says why the limiter grants no permits, so that nothing is sent; None without trouble.
+        trouble: one line that says why the limiter grants no permits, so that nothing is sent; None if the limiter
+            works.
     """
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - keywords of the client

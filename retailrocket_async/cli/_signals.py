@@ -20,8 +20,9 @@ def ending_signals(interrupt: Callable[[int], None]) -> Generator[None]:
     def handle(number: int, _frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(interrupt, number)
 
-    # signal.signal works on every platform and can be undone; loop.add_signal_handler cannot.
-    # A signal that is ignored stays ignored: a shell starts background commands with SIGINT ignored.
+    # signal.signal works on every platform, and the earlier handler can be restored; with loop.add_signal_handler
+    # neither is possible. A signal that is ignored stays ignored: a shell starts background commands with SIGINT
+    # ignored.
     handled = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in handled}
     try:

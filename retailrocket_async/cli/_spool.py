@@ -120,8 +120,8 @@ def export(
 ) -> None:
     """Write events as JSON lines that `send` accepts, the oldest first; damaged events are skipped.
 
-    The events stay in the spool. If the spool is damaged, the readable events are written; before that, stop
-    all processes that use the spool.
+    The events stay in the spool. If the spool is damaged, first stop all processes that use the spool. Then this
+    command writes the events that can still be read.
     """
     if output is None and sys.stdout.isatty():
         fail("events hold personal data and are not printed on a terminal: name a file with --output, or use a pipe")
@@ -176,7 +176,7 @@ def replay(
 
 @contextmanager
 def _reporting_spool_errors() -> "Generator[None]":
-    """Exit with one sentence if the spool cannot be used."""
+    """If the block finds that the spool cannot be used, exit with a sentence that says why."""
     with reporting_errors():
         try:
             yield
@@ -185,7 +185,7 @@ def _reporting_spool_errors() -> "Generator[None]":
 
 
 def _list(events: "Iterable[_Stored]", describe: "Callable[[_Stored], str]", limit: int, *, as_json: bool) -> None:
-    """Print the first `limit` events: a line of JSON, or number, description and envelope."""
+    """Print the first `limit` events, one line each: JSON, or the event's number, description and envelope."""
     if as_json:
         _print_json(events, limit)
         return
@@ -195,7 +195,7 @@ def _list(events: "Iterable[_Stored]", describe: "Callable[[_Stored], str]", lim
             print_err(f"... and more: --limit prints them (it is {limit})")
             return
         if not print_out(line):
-            # The program that reads the output, such as `head`, has ended.
+            # The program that reads the output, such as `head`, has ended, so stop printing.
             return
 
 

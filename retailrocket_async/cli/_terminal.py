@@ -82,7 +82,7 @@ def print_json(data: object) -> None:
 
 
 _unwritable: set[TextIO] = set()
-"""Outputs to which a write has failed; nothing more is written to them."""
+"""Outputs to which a write has failed; nothing more is written to these outputs."""
 
 
 def _write(text: str, *, err: bool = False) -> bool:
@@ -194,7 +194,7 @@ def _figure(value: object) -> str:
 
 
 def in_options(message: str) -> str:
-    """Return a message of the package with the names of settings replaced by the names of the options."""
+    """Return a message of the package, with the names of the command's options in place of the names of settings."""
     for keyword, option in _OPTIONS.items():
         message = message.replace(keyword, option)
     return message

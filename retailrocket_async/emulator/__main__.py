@@ -35,7 +35,7 @@ async def _run(settings: Settings, host: str, port: int, *, until_stdin_closes: 
     serving = asyncio.ensure_future(serve(settings, host, port, _announce))
     if until_stdin_closes:
         loop = asyncio.get_running_loop()
-        # A thread, because event loops on Windows cannot wait for the standard input.
+        # A thread waits for the standard input, because event loops on Windows cannot wait for the standard input.
         threading.Thread(target=_await_end, args=(loop, serving), daemon=True).start()
     with suppress(asyncio.CancelledError):
         await serving

@@ -29,7 +29,8 @@ def _or_none(text: str) -> int | None:
 
 _or_none.__name__ = "integer"  # argparse prints this name if the value is wrong
 
-# The function that parses an option's text, by the type of the option's default. A bool is a switch without a text.
+# Maps the type of an option's default to the function that parses the option's text. An option of type bool is a switch
+# without a text.
 _READERS: Final[dict[object, Callable[[str], object]]] = {float: float, int: int, str: str}
 
 
@@ -76,7 +77,8 @@ def arguments_of(settings: Settings, *, with_key: bool = True) -> list[str]:
 
     Args:
         settings: the settings.
-        with_key: False leaves out the key; the environment variable `API_KEY` must then have the key.
+        with_key: whether to include the key; default True. If False, the key must be in the environment variable that
+            the constant `API_KEY` names.
     """
     arguments: list[str] = []
     for name, value in attrs.asdict(settings).items():

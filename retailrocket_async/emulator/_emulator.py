@@ -29,7 +29,7 @@ class Emulator:
         settings: the current settings; `configure` replaces them.
         ledger: records requests and events.
         window: counts arrivals in a sliding window, and applies the limit.
-        faults: the script of faults.
+        faults: the pending faults, i.e. deliberate failures that are applied to the next requests.
         feed: the latest requests, for the live page.
     """
 
@@ -51,7 +51,7 @@ class Emulator:
         return time.monotonic()
 
     def arrival(self, read_at: float | None) -> float:
-        """Return the time on the window's clock at which a request arrived, at least the time of the last arrival.
+        """Return the time at which a request arrived, on the window's clock; never earlier than the previous arrival.
 
         Args:
             read_at: when the request's head was read, on the window's clock; None for the current time.

@@ -1,4 +1,4 @@
-"""The script of faults: chooses the fault of each request, and counts how many requests each fault still applies to."""
+"""The pending faults: chooses the fault of each request, and counts how many requests each fault still applies to."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class FaultScript:
         self._pending: list[_Pending] = []
 
     def add(self, *faults: Fault) -> None:
-        """Append *faults* to the script."""
+        """Append *faults* to the pending faults."""
         self._pending.extend(_Pending(fault, fault.times) for fault in faults)
 
     def take(self, path: str, body: bytes) -> Fault | None:

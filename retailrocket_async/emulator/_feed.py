@@ -56,7 +56,10 @@ class Feed:
         self.cleared = self.last
 
     def after(self, place: int) -> tuple[int, list[RequestRecord]]:
-        """Return the number of requests after *place* that are no longer stored, and the stored ones, oldest first."""
+        """Return the number of dropped requests after *place*, and the requests after *place* that are stored.
+
+        The stored requests are in order, oldest first.
+        """
         place = max(place, self.cleared)
         before = self.last - len(self._records)
         return max(0, before - place), list(islice(self._records, max(0, place - before), None))

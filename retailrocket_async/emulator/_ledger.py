@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Ledger"]
 
-# The accepted events of one request: the number of the first event, the number of events, the number of the request,
-# the path of the request, and its body. The body is stored as bytes, and parsed again when a caller asks for events.
-# With 200,000 events as objects, each garbage collection would stop the event loop for a long time. Requests that
-# arrive meanwhile would be counted together, so requests within the limit would be refused. For the same reason a
-# parcel is a plain tuple: the garbage collector does not check a tuple that contains only numbers, strings and bytes.
+# A parcel stores the accepted events of one request: the number of the first event, the number of events, the number of
+# the request, the path of the request, and the body of the request. The body is stored as bytes, and parsed again when
+# a caller asks for events. With 200,000 events as objects, each garbage collection would stop the event loop for a long
+# time. Requests that arrive meanwhile would be counted together, so requests within the limit would be refused. For the
+# same reason a parcel is a plain tuple: the garbage collector does not check a tuple that contains only numbers,
+# strings and bytes.
 _Parcel: TypeAlias = "tuple[int, int, int, str, bytes | Events]"
 
 _REQUESTS: Final = 1_000
@@ -55,7 +56,7 @@ class Ledger:
 
     @property
     def total_requests(self) -> int:
-        """How many requests arrived."""
+        """How many requests have arrived since the last `clear`."""
         return self._arrived
 
     def open(
@@ -127,8 +128,8 @@ class Ledger:
             after: only events with a higher `seq`; default 0.
             limit: the most events to return, the oldest first; None (default) for all.
         """
-        # Parcels are dropped as a whole, so the oldest parcel may contain events that are older than the last `keep`
-        # events. These events are left out here.
+        # Only whole parcels (all events of one request) are dropped, so the oldest parcel may contain events that are
+        # older than the last `keep` events. These events are left out here.
         after = max(after, self._accepted - self._keep)
         wanted = [text.encode(errors="surrogatepass") for text in (name, session) if text is not None]
         found = (
@@ -151,7 +152,10 @@ class Ledger:
         return _last(self._refused, limit)
 
     def body(self, record: RequestRecord) -> bytes:
-        """Return the whole body of a recent accepted request; for any other request, the part in *record*."""
+        """Return the body of a request: the whole body if the request is recent and was accepted.
+
+        Of any other request, return only the part of the body that *record* contains.
+        """
         if record.events and record.size > len(record.body):
             for *_, number, _, held in islice(reversed(self._parcels), _REQUESTS):
                 if number == record.number and isinstance(held, bytes):

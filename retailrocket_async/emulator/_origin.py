@@ -37,7 +37,8 @@ def _is_of_this_page(request: Request, host: str) -> bool:
         # A page cannot forge this header. If a proxy is in front of the emulator, the page's origin may differ from the
         # Host, but this header is still right.
         return site in ("same-origin", "none")
-    # Older browsers do not send Sec-Fetch-Site, and no browser sends it to an http:// address of another machine.
+    # Older browsers do not send Sec-Fetch-Site, and no browser sends this header to an http:// address of another
+    # machine. So the Origin header decides.
     return request.headers.get("origin") in (None, f"{request.scope['scheme']}://{host}")
 
 

@@ -71,7 +71,7 @@ async def _file(request: Request) -> Response:
 
 @cache
 def _files() -> dict[str, Path]:
-    # A name from a request is only looked up in this dict. It never becomes part of a path.
+    # A name from a request is only looked up in this dict, so the name never becomes part of a path.
     return {path.name: path for path in _FOLDER.iterdir() if path.suffix in _TYPES}
 
 

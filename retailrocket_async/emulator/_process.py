@@ -90,7 +90,7 @@ class EmulatorProcess(Address):
         self.reset()
 
     def fail_with(self, kind: FaultKind, **facts: Any) -> Fault:  # noqa: ANN401 - the attributes of Fault
-        """Append a fault to the script and return it; see `RunningEmulator.fail_with`.
+        """Append a fault to the pending faults, and return the fault; see `RunningEmulator.fail_with`.
 
         Raises:
             ValueError: the values do not make a fault.
@@ -104,7 +104,7 @@ class EmulatorProcess(Address):
         return self._list("faults")
 
     def add_faults(self, faults: Iterable[Fault | Mapping[str, Any]]) -> None:
-        """Append *faults* to the script. If one of *faults* is wrong, no fault is appended.
+        """Append *faults* to the pending faults. If one of *faults* is wrong, no fault is appended.
 
         Raises:
             EmulatorError: one of *faults* is not a valid fault.
@@ -154,7 +154,7 @@ class EmulatorProcess(Address):
 def emulator_process(
     settings: Settings | None = None, host: str = "127.0.0.1", port: int = 0, startup_timeout: float = 30.0
 ) -> Generator[EmulatorProcess]:
-    """Run an emulator in a process of its own while the block runs.
+    """Run an emulator in a separate process while the block runs.
 
     The emulator's process ends at the end of the block, and also if this process dies inside the block.
 
@@ -181,8 +181,8 @@ def emulator_process(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        # The emulator gets a session of its own, so that Ctrl-C on a terminal reaches only this process, which then
-        # ends the emulator.
+        # The emulator's process gets a separate session, so that Ctrl-C on a terminal reaches only this process, which
+        # then ends the emulator's process.
         start_new_session=True,
     )
     with process:

@@ -44,11 +44,11 @@ class RunningEmulator(Address):
 
     @property
     def faults(self) -> FaultScript:
-        """The script of pending faults."""
+        """The pending faults: deliberate failures that are applied to the next requests."""
         return self.emulator.faults
 
     def fail_with(self, kind: FaultKind, **facts: Any) -> Fault:  # noqa: ANN401 - the attributes of Fault
-        """Append a fault to the script and return it.
+        """Append a fault to the pending faults, and return the fault.
 
         Args:
             kind: the failure; see `Fault`.

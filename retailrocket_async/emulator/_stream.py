@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["stream"]
 
-# The most bytes of bodies in one message. Writing a message of this size blocks the event loop for two or three
-# milliseconds.
+# The largest number of bytes of request bodies in one message. Writing a message of this size blocks the event loop for
+# two or three milliseconds.
 _BODY: Final = 512 * 1024
 _REQUESTS: Final = 200
 _RETRY: Final = b"retry: 1000\n\n"

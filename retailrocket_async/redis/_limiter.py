@@ -68,7 +68,9 @@ class RedisLimiter(Uncopyable):
         self._member: Member | None = None
 
     async def acquire(self) -> Permit | None:
-        """Wait until one request may be made, and return the permit for it. Waiting calls are served in their order.
+        """Wait until one request may be made, and return a permit for this request.
+
+        Waiting calls are served in their order.
 
         Raises:
             RedisUnreachableError: Redis does not answer within `timeout`, and `on_unreachable` is ``"raise"``.

@@ -2,10 +2,10 @@
 
 Before each request, the process reserves a moment in Redis and waits until this moment. A script in Redis reserves the
 moment in one atomic step. The script returns the seconds until the moment, so the hosts' clocks may differ. The script
-spaces the moments evenly. The script also checks that no window contains too many requests. For this check the script
-uses, like `LocalLimiter`, the times by which the API has certainly counted each request. A process reports these times
-with its next reservation, so a permit costs one command. A separate report is needed only if a request is sent later
-than at its reserved moment.
+spaces the moments evenly. The script also checks that no window (any period of the length that `RateLimit.per` states)
+contains too many requests. For this check the script uses, like `LocalLimiter`, the times by which the API has
+certainly counted each request. A process reports these times with its next reservation, so a permit costs one command.
+A separate report is needed only if a request is sent after its reserved moment.
 
 A process has one reservation at a time. If the process misses the moment, because the process woke too late or a pause
 began, the process cancels the reservation and makes another one.
@@ -56,7 +56,8 @@ After this time the process cancels the reservation.
 """
 
 _ATTEMPTS: Final = 3
-"""Largest number of reservations for one request. A process uses the last one even if the process woke too late.
+"""Largest number of reservations for one request. A process uses the last reservation even if the process woke too
+late.
 
 Otherwise a process with a slow event loop would never send.
 """
@@ -112,7 +113,8 @@ class Member:
         self._waiting = 0
         self._reserving: asyncio.Task[Reservation | None] | None = None
         self._reporting: asyncio.Task[None] | None = None
-        # If a waiting call is cancelled, its reservation and its local permit stay here for the next waiting call.
+        # If a waiting call is cancelled, its reservation, and its permit of the local limiter that is used during an
+        # outage of Redis, stay here for the next waiting call.
         self._reservation: Reservation | None = None
         self._local_permit: Permit | None = None
         self._outage: Outage | None = None
@@ -126,7 +128,9 @@ class Member:
         self._late_timer: asyncio.TimerHandle | None = None
 
     async def acquire(self) -> Permit | None:
-        """Wait until one request may be made, and return the permit for it. Waiting calls are served in their order.
+        """Wait until one request may be made, and return a permit for this request.
+
+        Waiting calls are served in their order.
 
         Raises:
             RedisUnreachableError: Redis does not answer within `timeout`, and `on_unreachable` is ``"raise"``.
@@ -206,7 +210,10 @@ class Member:
     # --- reservations ---
 
     async def _kept_reservation(self) -> Reservation | None:
-        """Reserve a moment, wait until it, and return the reservation; return None if Redis does not answer."""
+        """Reserve a moment, wait until this moment, and return the reservation.
+
+        Return None if Redis does not answer.
+        """
         loop = self._loop
         attempts = 0
         while True:
@@ -238,7 +245,7 @@ class Member:
                 return None
             if answer.wait >= 0:
                 return Reservation(number, self._loop.time() + answer.wait)
-            # Too many permitted requests were not sent yet, so the script cannot compute a moment.
+            # Too many permitted requests were not sent yet, so the script cannot compute a moment. Try again later.
             await asyncio.sleep(_STALE * self.rate_limit.per)
 
     # --- reports ---
@@ -320,7 +327,7 @@ class Member:
         return answer
 
     def _expected_generation(self, now: float) -> int | None:
-        """Return the generation of Redis's data, as far as this process knows; None if a loss of data does not matter.
+        """Return the generation that Redis's data should have; None if a loss of data does not matter.
 
         A loss does not matter in two cases. Either Redis may have deleted the keys because they were not used for a
         long time. Or this process sends its share of the limit because of an outage of Redis: before the first request
@@ -353,7 +360,8 @@ class Member:
         else:
             self._outage = self._begin_outage(now)
         if self._outage.local is not None:
-            # A call that waits for the local limiter sends no commands, so a timer sends the probe.
+            # A call that waits for the local limiter sends no commands to Redis, so a timer sends the probe: a command
+            # that finds out whether Redis answers again.
             detached(self._loop.call_later, PROBE + 0.001, self._probe)
 
     def _begin_outage(self, now: float) -> Outage:

@@ -12,7 +12,7 @@ PROBE: Final = 0.5
 _SETTLE: Final = 2.0
 """Minimum number of seconds after Redis is back for which a request needs both the shared and the local permit.
 
-All other processes send a probe in this time, so all processes then use the shared limit again.
+All other processes send a probe within this time, so afterwards all processes use the shared limit again.
 """
 
 _MARGIN: Final = 0.9
@@ -24,8 +24,8 @@ The part is below 1, because the processes do not begin to use their shares of t
 
 def share(rate_limit: RateLimit, replicas: int) -> RateLimit:
     """Return the limit for one process: `replicas` processes with this limit together do not exceed `rate_limit`."""
-    # The number of requests is rounded down, so that all processes together keep `rate_limit` even if all send at the
-    # same moment.
+    # The number of requests is rounded down, so that all processes together keep to `rate_limit` even if all processes
+    # send at the same moment.
     requests = max(1, rate_limit.requests // replicas)
     interval = rate_limit.per * replicas / (_MARGIN * rate_limit.requests)
     return RateLimit(requests=requests, per=max(rate_limit.per, requests * interval), burst=1, jitter=rate_limit.jitter)

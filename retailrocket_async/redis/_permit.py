@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from retailrocket_async import Permit, RateLimit
 
 REPORT_WITHIN: Final = 0.25
-"""Part of the window's length. If this time after the reserved moment a request was not sent, Redis gets a report."""
+"""If a request was not sent within this time after its reserved moment, Redis gets a report. The time is stated as a
+part of the window's length."""
 
 _TOLERATED: Final = 0.005
 """Seconds. A request that is sent at most this long after the reserved moment is not reported as late."""

@@ -60,7 +60,7 @@ class PendingReport:
         self.late = self.late or late
 
     def take(self) -> Report:
-        """Return the report, and start a new, empty one."""
+        """Return the report, and start a new, empty report."""
         refused_at = self._refused_at if self._refused_at > -math.inf else None
         report = Report(self._pause, refused_at, list(self._counted.items()))
         self.late = self._pause = False

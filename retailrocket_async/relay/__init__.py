@@ -60,7 +60,8 @@ _LAZY = {
     "health_app": "_health",
     "serving_health": "_health",
 }
-"""The module of each name that needs an extra. Module and library are imported when the name is first used."""
+"""Maps each name that needs an extra to the module that defines the name. The module and the extra's library are
+imported when the name is first used."""
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a class or a function

@@ -44,7 +44,8 @@ class LetterHeaders(NamedTuple):
     """The names of a dead letter's headers at one broker.
 
     Attributes:
-        message_id, reason, size, sha256: name of the header for the attribute of the same name of `DeadLetter`.
+        message_id, reason, size, sha256: name of the header that stores the attribute `message_id`, `reason`, `size` or
+            `sha256` of a `DeadLetter`.
     """
 
     message_id: str
@@ -53,14 +54,14 @@ class LetterHeaders(NamedTuple):
     sha256: str
 
     def write(self, letter: Letter | DeadLetter, message_id: str, reason: str) -> dict[str, str]:
-        """Return the headers of a letter."""
+        """Return the headers with which a dead letter is stored at the broker."""
         headers = {self.message_id: message_id, self.reason: reason}
         if letter.size is not None:
             headers |= {self.size: f"{letter.size}", self.sha256: letter.sha256}
         return headers
 
     def read(self, headers: Mapping[str, str], *, id_: str, body: bytes, died_at: float) -> DeadLetter:
-        """Return the dead letter that a broker returned.
+        """Return a dead letter with the values that are stored at a broker.
 
         Args:
             headers: the letter's headers.
@@ -88,7 +89,7 @@ class Attempt(NamedTuple):
 
     @property
     def letter(self) -> Letter:
-        """The letter to publish."""
+        """The dead letter to publish, with a shortened body if the body has more than `limit` bytes."""
         return letter_of(self.message, self.limit)
 
 

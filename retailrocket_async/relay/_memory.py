@@ -81,7 +81,7 @@ class MemoryStream(Uncopyable):
 
 
 class MemorySource(Uncopyable):
-    """A relay's view of a `MemoryStream`.
+    """Reads messages from a `MemoryStream` for one relay.
 
     Args:
         stream: the stream to read.
@@ -186,7 +186,7 @@ class MemorySource(Uncopyable):
         return count
 
     def _foreign(self) -> list[_Entry]:
-        """Return the pending messages that other sources handed out, or this source before a restart."""
+        """Return the pending messages that were handed out by other sources, or by this source before a restart."""
         return [entry for entry in self._store.pending.values() if entry.id not in self._out]
 
     def _take(self, most: int, now: float) -> list[Message]:

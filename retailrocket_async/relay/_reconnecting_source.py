@@ -82,7 +82,8 @@ class ReconnectingSource:
         Raises:
             ConfigurationError: the source finds a wrong setting when it connects.
         """
-        # If storing dead letters is the only call that fails, there is no sleep here, because `settle_dead` waits.
+        # If storing dead letters is the only call that fails, do not sleep here, because `settle_dead` itself leaves 5
+        # seconds between two attempts.
         if self._failures_in_a_row and self._failing.keys() != {_SETTLE_DEAD}:
             await sleep(_backoff(self._failures_in_a_row))
         self.connected = await self._call("open", self._source.open()) is not _FAILED
@@ -100,7 +101,7 @@ class ReconnectingSource:
         return await self._call("settle", self._source.settle(done, [])) is not _FAILED
 
     async def settle_dead(self, dead: Sequence[tuple[Message, str]], *, at_once: bool = False) -> bool:
-        """Store messages as dead letters; return whether the broker has confirmed that they are stored.
+        """Store messages as dead letters; return whether the broker has confirmed that the letters are stored.
 
         After a failure this method returns False without calling the broker, for up to 5 seconds.
 
@@ -145,7 +146,7 @@ class ReconnectingSource:
         self.connected = False
 
     def skipped(self, call: str) -> None:
-        """Forget an earlier failure of `call`, because the call is not needed now."""
+        """Forget an earlier failure of the method named `call`, because no call of this method is needed now."""
         self._failing.pop(call, None)
         self._check_recovered()
 

@@ -67,8 +67,8 @@ class Relay(Uncopyable):
 
     Args:
         source: the broker; the relay opens and closes the source.
-        client: delivers the events. The client must not be used elsewhere; the relay closes it. Configure it with
-            ``RetryPolicy(outlast=True)``: otherwise events become dead letters during an outage.
+        client: delivers the events. The client must not be used elsewhere; the relay closes the client. Configure the
+            client with ``RetryPolicy(outlast=True)``: otherwise events become dead letters during an outage.
         batch: largest number of messages in one fetch, 1 or more; default 500.
         window: largest number of messages that are fetched and not settled, `batch` or more; default 6,000, enough for
             4,000 events a second if a batch takes 1.5 s. With a smaller window the client sends fewer events a second.
@@ -77,9 +77,9 @@ class Relay(Uncopyable):
             fetching, 1 or more; default 16 MiB. The last fetch may exceed this size.
         grace: seconds, 0 or more, to go on delivering fetched messages after `stop` was called; default 25.
         allow_custom: deliver events of unknown names, too; default False: events of unknown names become dead letters.
-        trouble: a function for `unready`, which reports a problem that the relay itself does not see, e.g. that the
-            limiter's Redis was never reached. The function returns one line that describes the problem, or None, and
-            must not block and not raise. Default None: no function.
+        trouble: a function that `unready` calls, to report a problem that the relay itself does not see, e.g. that the
+            limiter's Redis was never reached. The function returns one line that describes the problem, or None if
+            there is no problem. The function must not block and not raise. Default None: no function.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -219,8 +219,8 @@ class Relay(Uncopyable):
     def _may_track(self) -> bool:
         """Return whether events may be passed to the client.
 
-        While the client is down or halted, events are passed only if the client has no event of the relay any more,
-        because the client needs an event to find out whether the API works again.
+        While the API does not answer, or refuses the key, events are passed only if the client has no event of the
+        relay any more: the client needs an event to find out whether the API works again.
         """
         return not self._stopping.is_set() and (not self._window.open or self._client.stats().state == "sending")
 
@@ -228,7 +228,10 @@ class Relay(Uncopyable):
         return not self._window.held and self._window.has_room(self._batch) and self._may_track()
 
     async def _fetch(self) -> bool:
-        """Fetch up to one batch, as far as the window has room; return False if the call failed."""
+        """Fetch at most one batch, and at most as many messages as the window has room for.
+
+        Return False if the call failed.
+        """
         wait = _BUSY if self._window.open else _IDLE
         messages = await self._source.fetch(min(self._batch, self._window.room), wait)
         if messages is None:
@@ -237,10 +240,11 @@ class Relay(Uncopyable):
         return True
 
     async def _track(self) -> None:
-        """Pass the held messages to the client."""
+        """Pass the messages in `Window.held` to the client."""
         window = self._window
         if self._client.stats().state != "sending":
-            # A halted client may refuse events at once, so without this sleep the relay would retry in a busy loop.
+            # If sending is halted (the key is wrong, for example), the client may refuse events at once. Without this
+            # sleep the relay would then retry in a busy loop.
             await self._sleep(_RETRY)
         try:
             while window.held:
@@ -254,7 +258,9 @@ class Relay(Uncopyable):
             return
 
     async def _settle(self, *, at_end: bool = False) -> bool:
-        """Settle the messages that have an outcome; return False if acknowledging `Window.done` failed.
+        """Settle the messages that have an outcome.
+
+        Return False if the messages in `Window.done` could not be acknowledged.
 
         If the broker cannot store dead letters, their messages stay in the window, and the relay goes on delivering
         other messages.

@@ -1,8 +1,8 @@
 """The protocol between the relay and a broker: messages, dead letters, and the methods of a source.
 
-A source hands out messages. While a relay works on a message, the message is leased: no other relay gets it. The broker
-removes a message only after the relay has settled the message. If a message is not settled, the broker hands out the
-message again, to the same relay or to another one. So every message is delivered at least once.
+A source hands out messages. While a relay works on a message, the message is leased: no other relay gets the message.
+The broker removes a message only after the relay has settled the message. If a message is not settled, the broker hands
+out the message again, to the same relay or to another one. So every message is delivered at least once.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 
-# The class is not frozen, because that would double the time to create an instance, and every event needs one.
+# The class is not frozen, because to create an instance of a frozen class takes twice the time, and every event needs
+# an instance.
 @attrs.define(kw_only=True, eq=False)
 class Message:
     """A message of a broker. The message contains one event as an envelope. Do not change the attributes.
@@ -58,7 +59,7 @@ class DeadLetter:
 
 @attrs.frozen(kw_only=True)
 class Lag:
-    """The numbers of messages that were published and not settled yet.
+    """The numbers of messages that were published and not settled (removed or acknowledged) yet.
 
     Attributes:
         waiting: number of messages that the broker has not handed out yet; None if the broker does not report this
@@ -94,7 +95,7 @@ class Source(Protocol):
         ...
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Return 1 to `most` messages, oldest first, or an empty sequence if none arrives within `wait` seconds.
+        """Return 1 to `most` messages, oldest first, or an empty sequence if no message arrives within `wait` seconds.
 
         Messages that were handed to this relay before a restart, and messages whose lease has expired, come first. If
         the call is cancelled, no message is lost: the broker hands out the messages of this call again.

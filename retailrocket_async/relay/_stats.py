@@ -9,12 +9,12 @@ import attrs
 class RelayStats:
     """A snapshot of a relay's counters.
 
-    Always ``received == delivered + filtered + sum(dead.values()) + released + in_hand``.
+    It is always true that ``received == delivered + filtered + sum(dead.values()) + released + in_hand``.
 
     Attributes:
         received: messages that the broker handed out.
         fetches: fetches that returned messages.
-        redelivered: messages among `received` that had been handed out before, to this relay or to another one.
+        redelivered: messages among `received` that had been handed out before, to this relay or to another relay.
         delivered: messages whose events the API accepted.
         filtered: messages that were not sent, because the client's `before_send` dropped the event.
         dead: messages that became dead letters, by the first word of the reason, e.g. ``{"undecodable": 2}``.

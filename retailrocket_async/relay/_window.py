@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from retailrocket_async.relay._source import Message
 
 _UNCHANGED = 100
-"""A quick sweep stops after this number of messages in a row that have no outcome."""
+"""A quick sweep (see `Window.sweep`) stops after this number of messages in a row that have no outcome."""
 
 _THOROUGH = 0.25
 """Seconds after which `sweep` checks all open messages again."""
@@ -88,7 +88,7 @@ class Window:
         return self.room >= max(1, min(batch, most // 2))
 
     def messages(self) -> list[Message]:
-        """Return the messages of all states."""
+        """Return all messages that were handed out and are not settled, whatever their state."""
         return [*(message for message, _ in self.open), *self.held, *self.done, *(message for message, _ in self.dead)]
 
     def add(self, messages: Sequence[Message]) -> None:
@@ -108,7 +108,7 @@ class Window:
         return list(islice(self.held, count))
 
     def tracked(self, results: Iterable[Receipt | EventValidationError]) -> None:
-        """Move the first held messages to their next states.
+        """Move the first messages in `held` to `open` or, if a message is not a valid event, to `dead`.
 
         Args:
             results: the result of tracking each message, in the order of `held`.
@@ -123,11 +123,11 @@ class Window:
                 self.open.append((message, result))
 
     def sweep(self, *, thorough: bool = False) -> None:
-        """Move open messages that have an outcome to their next state.
+        """Move the messages in `open` that have an outcome to `done`, to `dead`, or back to `held`.
 
-        Events get their outcomes in about the order of the messages. So after many messages without an outcome, few
-        later messages have an outcome, and a quick sweep stops after these many messages. Checking the whole window for
-        every batch would take as much time as the HTTP requests.
+        Events get their outcomes in about the order of the messages. So after 100 messages in a row without an outcome,
+        few later messages have an outcome, and a quick sweep stops there. Checking the whole window for every batch
+        would take as much time as the HTTP requests.
 
         Args:
             thorough: check all open messages. If False (default), the sweep is a quick one, except every `_THOROUGH`

@@ -199,8 +199,8 @@ class RecordingClient(AsyncTrackingClient):
         """Make requests fail from now on. Each call adds a fault. Only the first fault that fits a request applies.
 
         Retries and time-outs take no time. Only after a refusal of the key, the shop or the address (401, 403, 404)
-        does the client wait: a quarter of a second, seldom two seconds, before the client rejects the first event, and
-        up to a tenth of a second before each further request.
+        does the client wait: usually a quarter of a second, and rarely two seconds, before the client rejects the first
+        event, and up to a tenth of a second before each further request.
 
         Args:
             kind: how the requests fail. ``"status"`` (default): the answer has the status `status`. ``"connect"``:

@@ -59,7 +59,8 @@ class KafkaCluster:
         """
         aiokafka()
         joined = servers if isinstance(servers, str) else ",".join(servers)
-        # aiokafka allows blanks around a comma, and treats any text that it cannot parse as a host's name.
+        # aiokafka treats any text that it cannot parse as a host's name, so the text is checked here. A blank after a
+        # comma is allowed, because aiokafka allows it.
         check_texts(bootstrap_servers=joined.replace(", ", ","))
         if "/" in joined or "@" in joined:
             raise ConfigurationError("bootstrap_servers must be 'host:port', or several of them")
@@ -70,7 +71,7 @@ class KafkaCluster:
         return cls(servers=joined, name=name, user=user, password=password, sasl=sasl, tls=tls)
 
     def options(self) -> dict[str, Any]:
-        """Return the options that all clients of aiokafka have in common."""
+        """Return the options that every client of aiokafka gets."""
         protocol = ("SASL_" if self.user else "") + ("SSL" if self.tls else "PLAINTEXT")
         sasl = {
             "sasl_mechanism": self.sasl,
@@ -91,9 +92,10 @@ class KafkaCluster:
         return aiokafka().AIOKafkaProducer(acks="all", enable_idempotence=True, **self.options())
 
     def consumer(self, group: str, **options: Any) -> Any:
-        """Return a consumer that commits offsets only when told to, and skips messages of aborted transactions.
+        """Return a consumer that commits an offset only if `commit` is called.
 
-        The consumer starts at the committed offset, or at the oldest message if no offset was committed.
+        The consumer starts at the committed offset, or at the oldest message if no offset was committed. Messages of
+        aborted transactions are skipped.
         """
         return aiokafka().AIOKafkaConsumer(
             group_id=group,
@@ -106,7 +108,10 @@ class KafkaCluster:
         )
 
     async def committed(self, group: str, partitions: set[Any]) -> dict[Any, tuple[int, str]]:
-        """Return each partition's committed offset and its note; the offset is -1 if no offset was committed."""
+        """Return each partition's committed offset, and the note (a text) that was committed with the offset.
+
+        The offset is -1 if no offset was committed.
+        """
         admin = importlib.import_module("aiokafka.admin").AIOKafkaAdminClient(**self.options())
         await start(admin)
         try:
@@ -116,9 +121,10 @@ class KafkaCluster:
 
 
 def _sticky() -> Any:
-    """Return a new assignor class, which distributes a group's partitions and moves as few partitions as possible.
+    """Return a new class that assigns partitions to the members of a group, and moves as few partitions as possible.
 
-    aiokafka stores the last assignment in the class itself, so every consumer needs a separate class.
+    aiokafka calls such a class an assignor, and stores the last assignment in the class itself, so every consumer needs
+    a separate class.
     """
     assignor = importlib.import_module("aiokafka.coordinator.assignors.sticky.sticky_assignor").StickyPartitionAssignor
     return type("Sticky", (assignor,), {})
@@ -139,8 +145,8 @@ async def start(client: Any) -> None:
 
 async def stop(client: Any) -> None:
     """Stop a client, and close its connections, even if this call is cancelled."""
-    # `client.stop()` runs in a separate task. It may raise the CancelledError of one of aiokafka's tasks, with some
-    # connections still open, and this error must not look like a cancellation of this call.
+    # `client.stop()` runs in a separate task, because it may raise the CancelledError of one of aiokafka's own tasks,
+    # with some connections still open. This error must not look like a cancellation of this call.
     stopping = asyncio.ensure_future(client.stop())
     try:
         await asyncio.wait({stopping})
@@ -156,8 +162,8 @@ async def stop(client: Any) -> None:
 
 
 async def _close_connections(client: Any) -> None:
-    """Close the connections of a client whose `stop` was interrupted. A second `stop` would do nothing."""
-    # A producer has the attribute `client`, a consumer `_client`.
+    """Close the connections of a client whose `stop` was interrupted, because a second `stop` would do nothing."""
+    # A producer has the attribute `client`, and a consumer has the attribute `_client`.
     await (client.client if hasattr(client, "client") else client._client).close()  # noqa: SLF001
 
 

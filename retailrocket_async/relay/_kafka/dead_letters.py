@@ -43,7 +43,7 @@ class KafkaDeadLetters:
         self._producer_failed = False
 
     async def open(self) -> None:
-        """Start a producer, unless a working one is running, and check that the topic exists."""
+        """Start a producer, unless a working producer is running, and check that the topic exists."""
         if self._producer_failed:
             await self.aclose()
         if self._producer is not None:
@@ -175,5 +175,8 @@ def _dead_letter(record: Any) -> DeadLetter:
 
 
 def _is_too_large(answer: object) -> bool:
-    """Return whether an answer refuses a letter as too large. The topic's limit may be lower than aiokafka's limit."""
+    """Return whether an answer refuses a letter as too large.
+
+    A cluster may refuse a letter that aiokafka has accepted, because the topic's limit may be below aiokafka's limit.
+    """
     return isinstance(answer, aiokafka().errors.MessageSizeTooLargeError)

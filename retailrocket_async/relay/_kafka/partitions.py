@@ -23,8 +23,9 @@ class Place:
     Attributes:
         partition: the message's partition.
         offset: the message's offset in the partition.
-        watermark: the partition's `Watermark` object when the message was read. If the partition has another object
-            now, the partition was assigned to another relay meanwhile, or is read again.
+        watermark: the partition's `Watermark` object when the message was read. If the partition has another
+            `Watermark` object now, the partition was assigned to another relay meanwhile, or is read again from an
+            earlier offset.
     """
 
     partition: Any
@@ -49,7 +50,7 @@ class Partitions:
         self._committing = asyncio.Lock()
 
     def watermark(self, partition: Any) -> Watermark | None:
-        """Return the watermark of a partition, or None if the partition has no watermark yet."""
+        """Return the `Watermark` that records which messages of a partition are settled; None if there is none yet."""
         return self._watermarks.get(partition)
 
     @property
@@ -63,7 +64,7 @@ class Partitions:
         watermark = self._watermarks.get(partition)
         if watermark is None or record.offset < watermark.position:
             # Either this is the partition's first record, or the partition's log was truncated, and new messages have
-            # the offsets of removed ones.
+            # the offsets of removed messages.
             watermark = self._watermarks[partition] = Watermark(record.offset)
         if not watermark.hand_out(record.offset):
             return None
@@ -80,7 +81,10 @@ class Partitions:
         return self._watermarks.get(place.partition) is place.watermark and place.watermark.is_open(place.offset)
 
     def settle(self, messages: Iterable[Message]) -> None:
-        """Record that messages are settled. The next `commit` sends the new offsets to the cluster."""
+        """Record that messages are settled, that is, need no more work.
+
+        The next `commit` sends the new offsets to the cluster.
+        """
         for message in messages:
             message.handle.watermark.settle(message.handle.offset)
 

@@ -39,8 +39,9 @@ class KafkaSource(Uncopyable):
 
     The topic for dead letters must exist, unless the cluster creates topics by itself. If the topic has one partition,
     the dead letters are in order. To mark dead letters as replayed or purged, the source commits the offset after the
-    last of them for the consumer group ``"<group>-dead"``. Kafka deletes a letter when the topic's retention time is
-    over. After a crash, or a failure of the cluster, a dead letter may be stored twice, with the same `message_id`.
+    last of these letters for the consumer group ``"<group>-dead"``. Kafka deletes a letter when the topic's retention
+    time is over. After a crash, or a failure of the cluster, a dead letter may be stored twice, with the same
+    `message_id`.
 
     A message's id is its partition and offset, e.g. ``"3:1742"``.
 
@@ -90,7 +91,7 @@ class KafkaSource(Uncopyable):
         )
         self._consumer: Any = None
         self._failed = False
-        # When the cluster last answered, on the event loop's clock.
+        # Time of the cluster's last answer, in seconds of the event loop's clock.
         self._answered_at = -math.inf
         self._polling = asyncio.Lock()
 
@@ -217,7 +218,7 @@ class KafkaSource(Uncopyable):
         """Poll the cluster without reading messages, so that this relay stays a member of the group.
 
         A member that does not poll for five minutes leaves the group, and other members read its partitions. If a fetch
-        is running, the fetch polls, so this method does not.
+        is running, this method does nothing, because the fetch polls.
         """
         if not self._polling.locked():
             async with self._polling:
@@ -235,7 +236,7 @@ class KafkaSource(Uncopyable):
         await self._partitions.commit(self._member)
 
     async def release(self, messages: Sequence[Message]) -> None:  # noqa: ARG002 - another member reads them again
-        """Commit the settled messages. The next owners of the partitions read the other messages again."""
+        """Commit the offsets of settled messages. The next owners of the partitions read unsettled messages again."""
         await self._partitions.commit(self._member)
 
     async def lag(self) -> Lag:
@@ -312,6 +313,10 @@ def _listener(source: KafkaSource) -> Any:
 
 
 def _is_cancelled() -> bool:
-    """Return whether the current task was cancelled. aiokafka may raise CancelledError in a task that was not."""
+    """Return whether the current task was cancelled.
+
+    A CancelledError alone does not show this, because aiokafka may raise CancelledError although the task was not
+    cancelled.
+    """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -11,16 +11,16 @@ _LONGEST = 4_000
 
 
 class Watermark:
-    """Records which messages of one partition were handed out and which of them are settled.
+    """Records which messages of one partition were handed out and which of them are settled (need no more work).
 
     Kafka stores one offset per partition for a consumer group: all messages below the offset are settled. So the
-    committed offset must not be above the lowest message that is not settled. Together with the offset Kafka stores a
-    note, a short text. This class uses the note to list the settled messages above the offset, so that the partition's
-    next reader skips these messages.
+    committed offset must not be above the offset of the oldest message that is not settled. Together with the offset
+    Kafka stores a note, a short text. This class uses the note to list the settled messages above the offset, so that
+    the partition's next reader skips these messages.
 
     Args:
         start: the committed offset, or the offset of the first message that is handed out.
-        note: the text that was committed with `start`; ignored if it was not written by this class.
+        note: the text that was committed with `start`; ignored if another program has written the text.
         was_committed: whether `start` was committed.
 
     Attributes:
@@ -35,7 +35,8 @@ class Watermark:
         self.was_committed = was_committed
         self.changes = 0
         self.committed = 0
-        # Offsets of open messages. They are in rising order, because messages are handed out in this order.
+        # Offsets of the messages that were handed out and not settled. The offsets are in rising order, because
+        # messages are handed out in this order.
         self._open: dict[int, None] = {}
         self._settled_before = deque(_ranges(start, note))
 
@@ -79,10 +80,11 @@ class Watermark:
     def note(self) -> str:
         """The settled messages above `settled_below`, as text, e.g. ``"settled above: 2 5 1 3"``.
 
-        The numbers are lengths of runs from `settled_below` on: first of messages that are not settled, then of settled
-        messages, and so on. The text leaves out the highest messages if it would be too long, and messages that an
-        earlier reader has settled and this reader has not reached. The next reader treats messages that are left out
-        as not settled.
+        The numbers are lengths of runs of messages, beginning at `settled_below`. In this example 2 messages are not
+        settled, the next 5 are settled, the next message is not settled, and the next 3 are settled. If the text would
+        be too long, the messages with the highest offsets are left out. Messages that an earlier reader has settled are
+        left out as long as this reader has not reached them. The next reader treats messages that are left out as not
+        settled.
         """
         bounds = [*self._open, self.position]
         runs: list[int] = []

@@ -32,7 +32,9 @@ _ABSENT = "404"
 
 
 class Place(NamedTuple):
-    """Identifies a message by number and time: numbers start at 1 again if the stream is removed and created again.
+    """Identifies a message by number and time.
+
+    The number alone is not enough, because numbers start at 1 again if the stream is removed and created again.
 
     Attributes:
         number: the message's number in its stream.
@@ -102,7 +104,7 @@ class Inbox:
         self.arrived.clear()
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Return 1 to `most` messages, oldest first, or an empty list if none arrives within `wait` seconds.
+        """Return 1 to `most` messages, oldest first, or an empty list if no message arrives within `wait` seconds.
 
         Raises:
             ConnectionError: the server does not answer, or refuses the request.
@@ -128,12 +130,12 @@ class Inbox:
         return [self._hand_out(place) for place in sorted(self.arrived)[:most]]
 
     async def request(self, most: int, wait: float) -> None:
-        """Request `most` messages. The server sends messages that exist, or that are published in `wait` seconds."""
+        """Request `most` messages. The server sends messages that exist, or are published within `wait` seconds."""
         client = self._connection.client
         if self._subscription is None:
             raise ConnectionError("NATS can be asked for messages only after `open`")
-        # A shorter wait could end before the server has answered. If the fetch returns earlier than the server answers,
-        # the next fetch returns the messages.
+        # A wait of less than 0.1 s could end before the server has answered. If the server answers after the fetch has
+        # returned, the next fetch returns the messages.
         wait = max(wait, 0.1)
         self.requested = most
         self._answer_until = asyncio.get_running_loop().time() + wait + ANSWER
@@ -174,7 +176,7 @@ class Inbox:
         self._news.set()
 
     def settled(self, messages: Iterable[Message]) -> None:
-        """Record that messages are settled."""
+        """Record that messages are settled, so that the messages are recognized if the server sends them again."""
         for message in messages:
             self.held.pop(message.handle, None)
             self._settled[message.handle] = None

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
 _DUPLICATES = 3600.0
-"""Seconds after the first publication in which the stream of dead letters recognizes the second one as a duplicate."""
+"""Number of seconds for which the stream of dead letters remembers the id of a published letter. Within this time, the
+stream refuses a second letter with the same id as a duplicate."""
 
 _NAK, _PROGRESS, _TERM = b"-NAK", b"+WPI", b"+TERM"
 
@@ -182,7 +183,7 @@ class NatsSource(Uncopyable):
             )
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Return 1 to `most` messages, oldest first, or an empty list if none arrives within `wait` seconds."""
+        """Return 1 to `most` messages, oldest first, or an empty list if no message arrives within `wait` seconds."""
         return await self._inbox.fetch(most, wait)
 
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:

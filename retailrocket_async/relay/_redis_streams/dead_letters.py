@@ -76,7 +76,7 @@ class RedisDeadLetters:
     async def keep(self, dead: Sequence[tuple[Message, str]]) -> None:
         """Store messages as dead letters and acknowledge them.
 
-        If the server refuses bodies as too large, they are shortened. A server with a low `proto-max-bulk-len`
+        If the server refuses bodies as too large, these bodies are shortened. A server with a low `proto-max-bulk-len`
         disconnects a client that sends a longer body. Sometimes the client notices this only at its next command, so
         the shortened bodies are sent up to two times.
 

@@ -24,7 +24,7 @@ The value is in the year 2001. If the time is lower, the id does not come from t
 
 
 def message_of(id_: bytes, fields: Sequence[bytes], deliveries: int) -> Message:
-    """Return the message that an entry contains."""
+    """Return the message that an entry of a Redis stream contains."""
     body = fields[1] if fields[0] == b"envelope" else _body_of(fields)
     milliseconds = int(id_.partition(b"-")[0])
     published_at = milliseconds / 1000 if milliseconds >= _FIRST_MOMENT else None
@@ -37,7 +37,8 @@ def _body_of(fields: Sequence[bytes]) -> bytes:
     for name in (b"envelope", b"data"):
         if name in named:
             return named[name]
-    # The entry has no envelope. The relay refuses this JSON and stores it as a dead letter, which shows all fields.
+    # The entry has no envelope, so return JSON that shows all fields. The relay refuses this JSON, because it is no
+    # event, and stores it as a dead letter.
     shown = {_shown(name): _shown(value) for name, value in named.items()}
     return json.dumps({"neither envelope nor data": shown}).encode()
 

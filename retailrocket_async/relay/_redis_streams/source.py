@@ -77,7 +77,7 @@ class RedisStreamSource(Uncopyable):
             entry.
         name: the relay's consumer name. Use the same name after a restart: the relay then gets its unsettled entries at
             once. With another name, these entries are handed out only after `lease`. Two relays that run at the same
-            time need different names, because otherwise each relay also gets the entries of the other one.
+            time need different names, because otherwise each relay also gets the entries of the other relay.
         dead: the key of the stream of dead letters; default ``"<stream>:dead"``.
         lease: seconds, 0.1 or more, for which an entry must be idle before another relay may claim it; default 60.
         delete_settled: delete entries from the stream when they are acknowledged. Default False: entries stay until the
@@ -211,7 +211,7 @@ class RedisStreamSource(Uncopyable):
         return any(group["name"] == self._group.encode() for group in groups)
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Return 1 to `most` messages, or an empty list if none arrives within `wait` seconds.
+        """Return 1 to `most` messages, or an empty list if no message arrives within `wait` seconds.
 
         The relay's pending entries from before a restart come first, then pending entries of other relays whose leases
         have expired, then new entries.
@@ -244,7 +244,7 @@ class RedisStreamSource(Uncopyable):
         await self._set_idle(messages, 0)
 
     async def release(self, messages: Sequence[Message]) -> None:
-        """Set the idle time of messages to the lease, so that other relays may claim them at once.
+        """Set the idle time of messages to the lease, so that other relays may claim these messages at once.
 
         Messages that another relay has already claimed are skipped.
         """
@@ -252,9 +252,9 @@ class RedisStreamSource(Uncopyable):
         self._handed_out.difference_update(message.handle for message in messages)
 
     async def lag(self) -> Lag:
-        """Return how many messages of the group are not settled. `waiting` is None with Redis 6.
+        """Return how many messages of the group are not settled.
 
-        `waiting` is also None if entries were deleted from the stream.
+        The result's `waiting` is None with Redis 6, or if entries were deleted from the stream.
         """
         for group in await self._redis.xinfo_groups(self._stream):
             if group["name"] == self._group.encode():
@@ -286,9 +286,10 @@ class RedisStreamSource(Uncopyable):
     # --- entries ---
 
     async def _fetch_own(self, most: int, own: bytes | None) -> tuple[list[Message], bytes | None]:
-        """Read this relay's pending entries with ids above `own`; return new messages and the id to continue from.
+        """Read this relay's pending entries with ids above `own`; return their messages, and the next value of `own`.
 
-        Entries that this source has already handed out are skipped. The id is None if all pending entries were read.
+        Entries that this source has already handed out are skipped. The next value of `own` is None if all pending
+        entries were read.
         """
         while own is not None:
             entries = await self._read(own, most)
@@ -326,7 +327,10 @@ class RedisStreamSource(Uncopyable):
         return entries
 
     async def _messages(self, entries: Iterable[Entry], deliveries: int) -> list[Message]:
-        """Convert entries to messages and record them as handed out; skip entries that are handed out already."""
+        """Convert entries to messages, and record the messages as handed out.
+
+        Entries that were handed out before are skipped.
+        """
         # Redis 6 returns None in place of an entry that was removed.
         new = [entry for entry in entries if entry is not None and entry[0] not in self._handed_out]
         trimmed = [id_ for id_, fields in new if not fields]
