@@ -143,7 +143,7 @@ def test_retry_after(value: str, expected: float) -> None:
     ids=lambda value: repr(value)[:40],
 )
 def test_no_retry_after(value: str | None) -> None:
-    """If the header is anything else, None is returned."""
+    """If the header is neither a number of seconds nor a valid HTTP date, None is returned."""
     assert parse_retry_after(value, now=NOW) is None
 
 

@@ -1,4 +1,4 @@
-"""If code of others raises any error, at any stack depth, no event loses its outcome, and all counters are right."""
+"""If code outside the package raises any error, at any stack depth, every event gets its outcome and is counted."""
 
 from __future__ import annotations
 
@@ -640,7 +640,7 @@ def test_a_change_without_enough_stack_is_refused_before_it_begins() -> None:
 
 
 def test_orders_are_still_valid() -> None:
-    """If the broken part of the values in the tests above is corrected, the values are valid."""
+    """If an order line has correct values in place of the broken ones above, the event is valid."""
     [line] = order_lines(
         [{"product_id": 1, "quantity": 1, "price": 1}], session_external_id="v", transaction="t", timestamp=None
     )

@@ -24,7 +24,7 @@ async def test_it_returns_and_raises() -> None:
 
 
 async def test_it_sees_the_callers_context() -> None:
-    """If the caller has set a context variable, the function sees its value."""
+    """If the caller has set a context variable, the function sees the variable's value in its thread."""
     variable = contextvars.ContextVar("variable", default="none")
     variable.set("mine")
 

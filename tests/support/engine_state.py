@@ -55,12 +55,12 @@ def limiter_of(engine: Engine) -> Any:
 
 
 def flights_of(engine: Engine) -> list[Flight]:
-    """Return the flights of an engine, oldest first."""
+    """Return the flights of an engine, oldest first. A flight is a batch on its way to the API."""
     return list(engine.dispatcher._flights)
 
 
 def flight_tasks(engine: Engine) -> list[asyncio.Task[None] | None]:
-    """Return the task of each flight, oldest first."""
+    """Return the task of each flight (a batch on its way to the API), the oldest flight first."""
     return list(engine.dispatcher._flights.values())
 
 
@@ -80,12 +80,12 @@ def hooks_ending_task(engine: Engine) -> asyncio.Task[None]:
 
 
 def free_wire_slots(engine: Engine) -> int:
-    """Return how many more requests may be sent at the same time."""
+    """Return how many requests may be sent in addition to the requests in flight."""
     return engine.dispatcher._sender._wire_slots._value
 
 
 def waiting_at_breaker(engine: Engine) -> Collection[asyncio.Future[None]]:
-    """Return the futures of the tasks that wait for the circuit breaker. The collection changes with the breaker."""
+    """Return the futures of the tasks that wait for the circuit breaker. It is the breaker's own collection."""
     return engine.dispatcher._breaker._waiting
 
 
@@ -105,7 +105,7 @@ def flushes_waited_for(ledger: Ledger) -> int:
 
 
 def paused_until(limiter: LocalLimiter) -> float:
-    """Return the end of a limiter's pause (loop time)."""
+    """Return when a limiter's pause ends, in seconds of the event loop's clock."""
     return limiter._paused_until
 
 
@@ -130,7 +130,7 @@ def httpx_client_of(transport: HttpxTransport, environment: Environment) -> http
 
 
 def scheduled_timers() -> list[asyncio.TimerHandle]:
-    """Return the timers of the running loop, cancelled ones included."""
+    """Return all timers of the running loop, including cancelled timers."""
     timers: list[asyncio.TimerHandle] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
     return timers
 
@@ -139,7 +139,7 @@ def scheduled_timers() -> list[asyncio.TimerHandle]:
 
 
 def lanes_of(buffer: EventBuffer) -> Mapping[Hashable, Lane]:
-    """Return the lanes of a buffer by their keys."""
+    """Return the lanes of a buffer by their keys. A lane has the batches that are sent one after the other."""
     return buffer._lanes
 
 
@@ -154,7 +154,7 @@ def busy_lanes(buffer: EventBuffer) -> Collection[Hashable]:
 
 
 def ready_counters(buffer: EventBuffer) -> dict[str, int]:
-    """Return the buffer's counters for its ready lanes, without the events that `EventBuffer.grow` has appended."""
+    """Return the buffer's counters for its ready lanes. Events appended by `EventBuffer.grow` are not counted yet."""
     return {
         "batches": buffer._ready_batches,
         "events": buffer._ready_events,

@@ -61,7 +61,8 @@ class Run:
             close_in: the time-out of the close, in seconds.
             options: further arguments of the client.
         """
-        # Every second client gets the package's observer, so that the httpx instrumentation traces only the others.
+        # Every second client gets the package's observer, which switches the httpx instrumentation off for the client's
+        # requests. So this instrumentation traces the other clients.
         self._watched = not self._watched
         observer = self.sinks.observer() if self._watched else None
         options = {"retry": QUICK, "rate_limit": None, "observer": observer, **options}
@@ -85,11 +86,11 @@ class Run:
         self.met.add((getattr(receipt.outcome, "failure", None) or "").partition(":")[0])
 
     async def against(self, url: str, **options: Any) -> None:
-        """Make a client for a base URL, and send events with it; see `client` and `use`."""
+        """Make a client for a base URL, and send events with this client; see the methods `client` and `use`."""
         async with self.client(url, **options) as client:
             await self.use(client)
 
 
 def status_in(request: Arrived) -> int:
-    """Return the status that is the last part of the base URL of a request."""
+    """Return the HTTP status that the last part of a request's base URL names."""
     return int(request.path.split("/")[-2])
