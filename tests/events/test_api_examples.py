@@ -184,7 +184,7 @@ async def test_the_batch_example_arrives_as_the_document_shows_it(how: str) -> N
 
 
 async def test_the_typed_methods_make_the_same_requests() -> None:
-    """If the typed methods get the fields of the batch example, the request is as in the document."""
+    """If methods such as `client.view` get the fields of the batch example, the request is as in the document."""
     who = {"session_external_id": SESSION, "timestamp": WHEN}
     async with raw_server() as server, AsyncTrackingClient(API_KEY, PARTNER_ID, base_url=server.url) as client:
         await client.view(product_id=123456, stock_id="NewYork", **who)

@@ -182,7 +182,7 @@ def test_every_field_has_values() -> None:
 
 @pytest.mark.parametrize(("field", "value"), _cases(0))
 def test_accepted(field: str, value: Any) -> None:
-    """If a value is valid, every event with the field accepts it, and can be encoded and decoded."""
+    """If a value is valid, every event with the field accepts it, and the event can be encoded and decoded."""
     codec = CODECS["microseconds"]
     for cls in _having(field):
         event = cls(**fields_of(cls, **{field: value}))

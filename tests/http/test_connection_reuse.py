@@ -357,7 +357,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def _delivered_though_stopped(whose: str, tls: ssl.SSLContext | None, environment: dict[str, str]) -> Any:
-    """Stop a process (SIGSTOP) while eight batches are in flight. Return its counters and the server's request count."""
+    """Stop a process that has eight batches in flight. Return its counters and the number of requests to the server."""
     seconds = 3.0
     stopped = asyncio.Event()
 
@@ -385,7 +385,7 @@ async def _delivered_though_stopped(whose: str, tls: ssl.SSLContext | None, envi
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs signals that stop a process")
 async def test_a_process_that_was_stopped_reads_before_it_judges(tmp_path: Path) -> None:
-    """If a process is stopped for longer than its timeout, the answers that arrived still count; no batch is sent twice."""
+    """If a process is stopped for longer than its timeout, the answers that came meanwhile count, without any retry."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -1,6 +1,6 @@
 """However requests end, the next request is answered, and no connection is left over.
 
-The tests run over HTTP and TLS, with and without a proxy, with the package's own HTTP client and with a caller's client.
+The tests run over HTTP and TLS, with and without a proxy, with the package's own HTTP client and with a caller's.
 The server counts the open connections.
 """
 
@@ -83,7 +83,7 @@ Open = Any
 
 @pytest.fixture
 def scene(authority: tuple[trustme.CA, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
-    """Return a function that starts a server and yields a `Scene`; the arguments are one of `WAYS` and one of `WHOSE`."""
+    """Return a function that starts a server and yields its `Scene`; the arguments are from `WAYS` and from `WHOSE`."""
 
     @asynccontextmanager
     async def make(way: str, whose: str) -> AsyncIterator[Scene]:

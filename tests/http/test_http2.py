@@ -76,8 +76,8 @@ async def test_unprocessed_requests_are_sent_again(
     assert isinstance(outcome, Delivered)
     assert not outcome.maybe_duplicate
     assert (3, []) == (len(server.paths), server.unprocessed)
-    # After "goaway-before", httpcore itself repeats the request of a caller's client, so the package counts no retry. On
-    # the package's own connections this is switched off, because each request needs a permit.
+    # After "goaway-before", httpcore itself repeats the request of a caller's client, so the package counts no retry.
+    # On the package's own connections this is switched off, because each request needs a permit.
     assert (0 if (whose, word) == ("callers", "goaway-before") else 1) == retries
 
 

@@ -206,7 +206,7 @@ async def test_connections_are_kept_between_requests() -> None:
 
 
 async def test_a_callers_client_is_shared_and_stays_open() -> None:
-    """If a caller's HTTP client is used, its headers and hooks apply, and it stays open when the transport is closed."""
+    """If a caller's HTTP client is used, its headers and hooks apply, and closing the transport does not close it."""
     seen: list[str] = []
 
     async def hook(request: httpx.Request) -> None:
@@ -481,7 +481,7 @@ async def test_a_redirect_that_repeats_the_query_leaves_no_key_in_a_log(caplog: 
 
 
 async def test_an_answer_that_trickles_is_not_waited_for() -> None:
-    """If the rest of an answer arrives slowly, the client reads it for one second at most, whatever the timeouts are."""
+    """If the rest of an answer arrives slowly, it is read for one second at most, whatever the timeouts are."""
     ended = asyncio.Event()
 
     async def trickle(_: Arrived, writer: asyncio.StreamWriter) -> None:

@@ -41,7 +41,7 @@ async def live(rocket: RetailRocket, scope: dict[str, Any], seen: list[Any]) -> 
 
 
 async def test_the_client_lives_between_start_and_end() -> None:
-    """If the application runs, requests find the client in their state; lifespan events stay outside."""
+    """If the application runs, requests find the client in their state; it gets no lifespan events."""
     seen: list[Any] = []
     scope: dict[str, Any] = {"type": "lifespan", "state": {}}
     await live(RetailRocket(make), scope, seen)

@@ -1,4 +1,4 @@
-"""The client in Starlette applications: lifespans, mounted applications, several shops, `using`, the cookie."""
+"""The client in Starlette applications: lifespans, mounted applications, several shops, and the session cookie."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_nothing_is_read_before_the_start(emulator: EmulatorProcess, monkeypatch
 
 @pytest.mark.usefixtures("emulator")
 def test_the_applications_own_lifespan_runs_inside() -> None:
-    """If the application has its own lifespan, it runs while the client is open, and the states are merged."""
+    """If the application has its own lifespan, it runs while the client is open, and the two states are merged."""
     rocket = RetailRocket()
     seen: list[str] = []
 
@@ -169,7 +169,7 @@ def test_one_name_is_not_for_two() -> None:
 
 
 def test_a_mounted_application_has_the_client_of_its_parent(emulator: EmulatorProcess) -> None:
-    """If an application is mounted, it uses the outermost application's client, as its own lifespan is not run."""
+    """If an application is mounted, it uses the outermost application's client: its own lifespan does not run."""
     inner = Starlette(routes=[Route("/", product)])
     app = Starlette(routes=[Mount("/outer/inner", inner)], lifespan=RetailRocket().lifespan)
 
@@ -181,7 +181,7 @@ def test_a_mounted_application_has_the_client_of_its_parent(emulator: EmulatorPr
 
 @pytest.mark.usefixtures("emulator")
 def test_without_its_lifespan_there_is_no_client() -> None:
-    """If no lifespan was run, in a mounted application or a test, an error says so."""
+    """If no lifespan was run, in a mounted application or in a test, using the client raises an error with advice."""
     inner = Starlette(routes=[Route("/", product)], lifespan=RetailRocket().lifespan)
 
     with (
@@ -328,7 +328,7 @@ def test_the_cookie_is_found_among_others(header: str) -> None:
 
 @pytest.mark.parametrize("value", ["", "a-b", "x" * 51, "ёж".encode().decode("latin-1"), "a%20b"], ids=ascii)
 def test_a_cookie_that_breaks_the_rule_is_replaced(value: str) -> None:
-    """If a cookie is not a valid session id, a new one is set."""
+    """If a cookie is not a valid session id, the response sets a new cookie."""
     answer = TestClient(SITE).get("/plain", headers={"cookie": f"retailrocket_session={value}".encode("latin-1")})
 
     assert HEADER.fullmatch(answer.headers["set-cookie"])
@@ -346,7 +346,7 @@ def test_a_session_is_kept_only_by_the_rule(value: str) -> None:
 
 
 def test_without_the_middleware_there_is_no_session() -> None:
-    """If the middleware is missing, an error names it."""
+    """If the middleware is missing, using the session raises an error that names the middleware."""
     bare = Starlette(routes=[Route("/{kind}", visit)])
 
     with pytest.raises(UsageError, match="SessionCookie"):

@@ -329,7 +329,7 @@ async def test_hooks_see_and_keep_no_visitor(kind: str, blocked: Blocked) -> Non
 
 
 async def test_a_hook_called_at_a_visitors_line_sees_no_visitor(blocked: Blocked) -> None:
-    """If one visitor's call drops another visitor's event, `on_outcome` and the observer see the context of neither visitor."""
+    """If one visitor's call drops another visitor's event, the hook and the observer see neither visitor's context."""
     blocked.go_on.set()
     options: dict[str, Any] = {"buffer": Buffer(max_events=1, overflow="drop_oldest"), "batching": Batching(linger=FAR)}
     seeing = Seeing()

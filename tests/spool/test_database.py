@@ -1,4 +1,4 @@
-"""The database of a spool: its transactions, its greatest size, and its use by several processes at a time."""
+"""The database of a spool: its transactions, its maximum size, and its use by several processes at the same time."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_many_open_at_once(make: Callable[..., SpoolFile]) -> None:
 
 
 async def test_a_lock_file_that_is_removed(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If a lock file is removed, a new one is made, and two processes never hold the same lock."""
+    """If a lock file is removed, a new lock file is made, and two processes never hold the same lock."""
     async with client_of(tmp_path, emulator.url) as client:
         await (await client.track(event(1)))
         (tmp_path / "spool" / "write.lock").unlink()

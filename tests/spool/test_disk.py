@@ -87,7 +87,7 @@ def fill(disk: Path) -> None:
 
 @pytest.mark.endurance
 def test_torture() -> None:
-    """If processes that share a spool are killed at random, no accepted event is lost, and few are sent twice."""
+    """If processes that share a spool are killed at random, no accepted event is lost; few events are sent twice."""
     from acceptance.fleet.torture import torture
 
     found = torture(5.0, every=0.4)

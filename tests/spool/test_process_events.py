@@ -95,7 +95,7 @@ class ProcessEventsMachine(RuleBasedStateMachine):
         assert all(any(first <= number <= last for first, last in spans) for number in self.open)
 
     def teardown(self) -> None:
-        """Keep the events that are still open, and check that they are `Kept`."""
+        """Settle the events that are still open as `Kept`, and check the counter and the receipts."""
         self.events.keep(Kept())
         assert self.events.counts.kept == len(self.open)
         assert all(receipt.outcome == Kept() for receipt in self.open.values() if receipt is not None)
@@ -106,7 +106,7 @@ TestOwnEvents.settings = settings(max_examples=most(60), stateful_step_count=mos
 
 
 def test_memory_does_not_grow_with_the_backlog() -> None:
-    """If nobody holds the receipts of 100,000 events, the events are stored as fewer than 50 ranges of ids."""
+    """If no code holds the receipts of 100,000 events, the events are stored as fewer than 50 ranges of ids."""
     events = ProcessEvents()
     for group in range(1, 10_001):
         events.accepted([SpoolReceipt("view") for _ in range(10)], group * 10)

@@ -50,7 +50,7 @@ class KafkaServer:
         self._send("up")
 
     def fail(self, api: int, error: int, times: int) -> None:
-        """Answer `times` requests of one kind with the error code `error`; `api` is the kind's number in Kafka's protocol."""
+        """Answer `times` requests of one kind with the error code `error`; `api` is Kafka's number of this kind."""
         self._send(f"fail {api} {error} {times}")
 
     def _send(self, command: str) -> None:
