@@ -1,4 +1,4 @@
-"""The hook `before_send` runs in the caller's task and may change or drop an event; an error in it loses no event."""
+"""The hook `before_send` runs in the caller's task and may change or drop an event; if it raises, no event is lost."""
 
 from __future__ import annotations
 

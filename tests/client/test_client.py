@@ -1,4 +1,4 @@
-"""These tests use the client as a shop does: its public methods send requests to a real HTTP server on loopback."""
+"""These tests use the client as a shop does: public methods send requests to a real HTTP server on loopback."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _ids(server: RawServer) -> list[int]:
 
 
 async def test_the_example_of_the_readme_holds() -> None:
-    """If an event is tracked, the call returns before the request is sent, and the awaited receipt is the outcome."""
+    """If an event is tracked, the call does not wait for the request; awaiting the receipt returns the outcome."""
     async with raw_server() as server, _client(server) as client:
         await client.view(session_external_id="visitor", product_id=123456)
         receipt = await client.order(
@@ -335,7 +335,7 @@ async def test_a_callers_client_serves_two_shops_and_survives_both() -> None:
 
 
 async def test_the_limit_counts_batches_direct_sends_and_retries() -> None:
-    """If a batch, a direct send or a retry is sent, one permit is acquired for each request."""
+    """Every request acquires one permit, whether the request is a batch, a direct send or a retry."""
 
     class Counting(LocalLimiter):
         asked = 0
@@ -407,7 +407,7 @@ async def test_an_explicit_batch_keeps_to_the_caps() -> None:
 
 
 def test_every_event_has_its_typed_method() -> None:
-    """If an event class has a field, the client's method for this event has a keyword argument of the same name."""
+    """If an event class has a field, the event's client method has this keyword, required if the field is."""
     for name, cls in EVENT_TYPES.items():
         method = getattr(AsyncTrackingClient, "".join(f"_{c.lower()}" if c.isupper() else c for c in name))
         parameters = inspect.signature(method).parameters
@@ -419,7 +419,7 @@ def test_every_event_has_its_typed_method() -> None:
 
 @pytest.mark.parametrize("name", EVENT_TYPES)
 async def test_every_typed_method_tracks_its_event(name: str) -> None:
-    """If a method such as `client.view` is called, it tracks the event that the class creates from the same values."""
+    """If a method such as `client.view` is called, the tracked event equals the one created from the same values."""
     values: dict[str, Any] = {
         "session_external_id": "visitor", "product_id": 1, "group_id": 2, "product_ids": [3], "quantity": 1,
         "price": 9.5, "transaction": "T", "category_id": 4, "search_phrase": "диван", "contact_external_id": "c1",
@@ -621,7 +621,7 @@ async def test_a_log_handler_that_raises_stops_nothing() -> None:
 
 
 async def test_a_receipt_may_be_awaited_in_another_threads_loop() -> None:
-    """If a receipt is awaited in another thread's loop, it returns the outcome there and in the client's own loop."""
+    """If a receipt is awaited in another thread's loop, the outcome is returned there and in the client's loop."""
     async with raw_server() as server, _client(server) as client:
         first, second = await client.track_many(_views(2))
 

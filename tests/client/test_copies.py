@@ -195,7 +195,7 @@ def test_a_withheld_value_stays_so() -> None:
 
 
 def test_the_default_ranking() -> None:
-    """If `DEFAULT_RANKING` (how important each event type is) is copied, the copy is equal; it cannot be changed."""
+    """`DEFAULT_RANKING`, which says how important each event type is, is immutable, and its copies are equal to it."""
     assert all(copied == rr.DEFAULT_RANKING for copied in copies(rr.DEFAULT_RANKING))
     assert not hasattr(rr.DEFAULT_RANKING, "__setitem__")
 

@@ -95,7 +95,7 @@ def test_documented(name: str) -> None:
     ],
 )
 def test_builtin(cls: type[RetailRocketError], builtin: type[Exception]) -> None:
-    """If code catches `ValueError`, or the other builtin base of an error, it also catches the package's error."""
+    """If an error has a builtin base such as `ValueError`, code that catches this base also catches the error."""
     assert issubclass(cls, (builtin, RetailRocketError))
     assert issubclass(cls, builtin)
 

@@ -380,7 +380,7 @@ class Story:
             self.sent.update(dict.fromkeys(numbers, outcome))
 
     async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Flush. Check that the flush settles all earlier events, or does not time out before its timeout."""
+        """Flush. Check that the flush settles all earlier events, or times out no sooner than `timeout`."""
         before = [receipt for receipt in self.receipts.values() if not receipt.done()]
         began = now()
         try:
@@ -541,7 +541,7 @@ def test_nothing_is_lost_hidden_or_left(  # noqa: PLR0917 - everything at once
     plan: list[tuple[float, str, type[Event], tuple[str, Any]]],
     close_timeout: float | None,
 ) -> None:
-    """After any actions and faults, each event's one outcome is true, and no task, request or permit is left over."""
+    """After any actions and faults, each event has one true outcome; no task, request or permit is left over."""
 
     async def test() -> None:
         story = Story(

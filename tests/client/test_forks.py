@@ -1,4 +1,4 @@
-"""If a process forks while a client is in use, the parent's client still works; in the child its calls raise."""
+"""If a process forks while a client is in use, the client still works in the parent; in the child, its calls raise."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_arbitrary_bytes(name: str, data: bytes) -> None:
 
 
 def fed(target: Target, data: bytes, note: str) -> None:
-    """Call a target with an input; if the target raises, add the input's name to the error."""
+    """Call a function under test with an input; if the function raises, add the input's name to the error."""
     try:
         target(data)
     except BaseException as error:
@@ -99,7 +99,7 @@ def fed(target: Target, data: bytes, note: str) -> None:
     ],
 )
 def test_memory(door: str, case: str) -> None:
-    """If input is read, the memory used is proportional to the input's size, also for compressed input."""
+    """If input is read, the memory used is at most proportional to the input's size, also for compressed input."""
     text = LARGE[case](300_000)
     tracemalloc.start()
     with suppress(EventValidationError):

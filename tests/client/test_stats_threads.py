@@ -1,4 +1,4 @@
-"""If another thread reads the counters, all of them are from the same point in time."""
+"""If another thread reads the counters, all counters are from the same point in time."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ async def test_a_slow_server_slows_the_threads_down() -> None:
 
 
 async def test_the_hook_runs_in_the_calling_thread() -> None:
-    """If a thread tracks an event, `before_send` runs in that thread; it may change or drop the event, or fail."""
+    """If a thread tracks an event, `before_send` runs in that thread and may change or drop the event, or raise."""
     asked_in: set[int] = set()
 
     def before_send(given: Event) -> Event | None:
@@ -202,7 +202,7 @@ async def test_waiting_for_an_outcome() -> None:
 
 
 async def test_the_loops_own_thread_is_refused() -> None:
-    """If the handle is used in the loop's own thread, it raises `WrongLoopError` instead of a deadlock."""
+    """If the loop's own thread uses the handle, `WrongLoopError` is raised: the call would block the loop for ever."""
     async with make_client(ScriptedTransport(then=OK)) as client:
         handle = client.threadsafe()
         uses: list[Callable[[], object]] = [
@@ -276,7 +276,7 @@ async def test_an_unclosed_client_warns_with_its_handle() -> None:
         with pytest.raises(EventValidationError):
             handle.track("no event")  # type: ignore[arg-type]
 
-    # Leaving the block joins the thread, because a live thread may still refer to its arguments.
+    # The end of this block waits until the thread has ended, because a running thread may still refer to the handle.
     with ThreadPoolExecutor(1) as thread:
         await asyncio.get_running_loop().run_in_executor(thread, work, handle)
     with pytest.raises(WrongLoopError):

@@ -33,7 +33,7 @@ async def begun() -> None:
 
 
 def gets_the_error(waiting: Future[object]) -> bool:
-    """Check that the waiting thread gets the error that says that the loop has ended. Return True."""
+    """Check that the waiting thread gets the `WrongLoopError` of a loop that does not run any more. Return True."""
     with pytest.raises(WrongLoopError, match="does not run, or has just ended"):
         waiting.result(60)
     return True

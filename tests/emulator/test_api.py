@@ -83,7 +83,7 @@ async def test_a_batch_is_recorded_in_order(emulator: RunningEmulator, client: h
 
 
 async def test_a_batch_is_all_or_nothing(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """If one event of a batch is bad, the whole batch is refused; the emulator records why, but does not answer why."""
+    """If one event of a batch is bad, the whole batch is refused; the reasons are recorded, but not in the answer."""
     batch = [{"view": VIEW}, {"view": VIEW | {"productId": "1"}}, {"search": {}}]
     response = await client.post("visitorEvents", json=batch)
 
@@ -124,7 +124,7 @@ async def test_an_empty_batch_is_refused(emulator: RunningEmulator, client: http
 async def test_unknown_paths_are_not_found(
     emulator: RunningEmulator, client: httpx.AsyncClient, path: str, status: int
 ) -> None:
-    """If the API has no such path, the answer is 404, and the request is recorded."""
+    """If a path does not belong to the API, the answer is 404, and the request is recorded."""
     response = await client.post(emulator.url.removesuffix("/1.0/") + path, json=VIEW)
 
     assert (status, b"{}", [status]) == (
@@ -325,7 +325,7 @@ async def test_answers_carry_the_date(client: httpx.AsyncClient) -> None:
 
 
 async def test_the_application_runs_on_any_server() -> None:
-    """If `create_app` is called, it returns an ASGI application for any server; its `state` has the emulator."""
+    """If `create_app` is called, any ASGI server can run the result, and `app.state.emulator` is the emulator."""
     app = create_app(Settings(api_key="k"))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://e/1.0/") as client:

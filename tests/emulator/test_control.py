@@ -95,7 +95,7 @@ async def test_an_event_is_shown_as_received(client: httpx.AsyncClient) -> None:
 
 
 async def test_requests_and_refusals_are_shown(client: httpx.AsyncClient) -> None:
-    """If `GET requests` or `GET refused` is requested, the answer has requests with the reasons of a refusal."""
+    """If `GET requests` or `GET refused` is requested, the answer lists requests, with reasons if refused."""
     await post(client, {"view": {}})
     await post(client, {"view": VIEW})
     (last,) = (await client.get("_control/requests", params={"limit": 1})).json()
@@ -110,7 +110,7 @@ async def test_requests_and_refusals_are_shown(client: httpx.AsyncClient) -> Non
 
 
 async def test_a_reset_forgets_but_keeps_the_settings(client: httpx.AsyncClient) -> None:
-    """If `POST reset` is requested, recorded requests, limit and faults start again; the settings do not change."""
+    """If `POST reset` is requested, records, counted requests and faults are deleted; the settings do not change."""
     await client.patch("_control/settings", json={"limit": 1})
     await post(client, {"view": VIEW})
     await client.post("_control/faults", json=[{"kind": "status"}])
@@ -199,5 +199,5 @@ async def test_nonsense_is_refused_with_a_word(
     ("method", "target", "status"), [("GET", "reset", 405), ("POST", "stats", 405), ("DELETE", "settings", 405)]
 )
 async def test_control_methods_are_exact(client: httpx.AsyncClient, method: str, target: str, status: int) -> None:
-    """If a control resource gets a wrong method, the answer is 405."""
+    """If a path under `/_control/` is requested with a wrong method, the answer is 405."""
     assert status == (await client.request(method, f"_control/{target}")).status_code

@@ -13,7 +13,7 @@ from retailrocket_async.emulator import Ledger, RequestRecord
 
 
 def opened(ledger: Ledger, path: str = "/1.0/view") -> RequestRecord:
-    """Record a new request in the ledger. Return its record, which is open until the ledger closes it."""
+    """Record a new request, which has no answer yet, in the ledger. Return its record."""
     return ledger.open(time=1.0, method="POST", path=path, query={}, content_type="application/json")
 
 

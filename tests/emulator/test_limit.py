@@ -112,7 +112,7 @@ async def test_jitter_puts_off_the_arrival() -> None:
 
 
 async def test_a_request_arrives_when_its_head_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the loop is busy after reading a request's head, the request still arrived when the head was read."""
+    """If the loop is busy after a request's head was read, the arrival time is still the time of the reading."""
     read: list[float] = []
     async with (
         running_emulator() as emulator,

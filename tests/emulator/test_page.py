@@ -239,7 +239,7 @@ def test_reset(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_journey(page: Page, emulator: EmulatorProcess) -> None:
-    """If a visitor is clicked, all of the visitor's events are listed in order, and later ones are added."""
+    """If a visitor is clicked, all of the visitor's events are listed in order, and later events are added."""
     post(emulator, {"view": VIEW}, {"search": SEARCH}, {"addToBasket": BASKET})
     page.locator(".who", has_text="anna").first.click()
     has(page, ".journey li >> nth=1", "addToBasket")

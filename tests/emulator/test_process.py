@@ -167,7 +167,7 @@ def test_a_process_that_cannot_start_is_an_error() -> None:
 
 
 def test_a_process_that_starts_too_slowly_is_an_error() -> None:
-    """If the process does not start in time, it is killed, and an error is raised."""
+    """If the emulator's process does not start in time, the process is killed, and an error is raised."""
     with pytest.raises(EmulatorError, match="did not start"), emulator_process(startup_timeout=0.001):
         pass
 
@@ -175,7 +175,7 @@ def test_a_process_that_starts_too_slowly_is_an_error() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for another process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_says_one_line_and_ends_in_order(number: signal.Signals) -> None:
-    """If the command gets a signal, it has printed only its address, and exits with status 0."""
+    """The command prints one line, its address, and exits with status 0 when it gets SIGINT or SIGTERM."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "retailrocket_async.emulator", "--api-key", KEY, "--limit", "none"]
     with subprocess.Popen(

@@ -212,7 +212,7 @@ async def test_the_end_leaves_no_connection_half_accepted(turns: int) -> None:
 
 @pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("localhost", None), ("::1", "[::1]")])
 async def test_the_url_can_be_reached(host: str, shown: str | None) -> None:
-    """If the emulator listens on any address, its URL can be reached."""
+    """If the emulator listens on all addresses, on a host name or on IPv6, requests to its URL arrive."""
     try:
         async with running_emulator(host=host) as emulator:
             response = await post(emulator)

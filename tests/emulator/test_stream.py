@@ -260,7 +260,7 @@ async def test_rates_are_of_the_last_minute(emulator: RunningEmulator) -> None:
 
 @pytest.mark.parametrize("target", sorted(PAGE))
 async def test_the_page_is_served_with_a_strict_policy(client: httpx.AsyncClient, target: str) -> None:
-    """If a file of the page is requested, the answer has its type and a policy that allows no other hosts."""
+    """If a file of the page is requested, the answer has its type, and a security policy without other hosts."""
     response = await client.get(target)
     kind = TYPES.get(target.rpartition(".")[2], "text/html")
     policy = dict(part.strip().split(" ", 1) for part in response.headers["content-security-policy"].split(";"))
@@ -318,7 +318,7 @@ async def test_the_control_folder_leads_to_the_page(client: httpx.AsyncClient) -
 
 
 async def test_the_page_takes_nothing_from_the_api(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """If GET of `/` is requested, the page is returned and not recorded; other methods go to the API."""
+    """If GET of `/` is requested, the page is returned, and nothing is recorded; other methods go to the API."""
     for target in PAGE:
         await client.get(target)
     untouched = emulator.stats()["requests"]

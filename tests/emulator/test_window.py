@@ -58,7 +58,7 @@ def test_refusals_are_counted() -> None:
 
 
 def test_the_worst_window_counts_all_arrivals() -> None:
-    """If requests arrive, `worst` is the maximum number in any window, admitted or not."""
+    """If requests arrive, `worst` is the maximum number of requests in any window, whether admitted or not."""
     window = SlidingWindow(1.0)
     for moment in [0.0, 0.5, 0.75, 1.0, 1.25, 9.0]:
         window.arrive(moment)

@@ -185,7 +185,7 @@ def test_amounts_are_compared_as_sent(amounts: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_default_timestamp(cls: type[VisitorEvent]) -> None:
-    """If no timestamp is given, it is the time of construction, in UTC."""
+    """If no timestamp is given, the event's timestamp is the time of its construction, in UTC."""
     fields = fields_of(cls)
     del fields["timestamp"]
     before = datetime.now(UTC)

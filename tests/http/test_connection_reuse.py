@@ -75,7 +75,7 @@ async def test_bytes_after_a_response_are_not_the_next_response(
 
 
 async def test_bytes_that_come_later_are_not_the_next_response(http_client: httpx.AsyncClient | None) -> None:
-    """If bytes arrive on an idle connection, the connection is closed and the next request uses a new one."""
+    """If bytes arrive on an idle connection, the connection is closed, and the next request uses a new connection."""
     writers: list[asyncio.StreamWriter] = []
 
     async def respond(_: Arrived, writer: asyncio.StreamWriter) -> bytes:
@@ -240,7 +240,7 @@ async def test_a_full_pool_is_named() -> None:
 
 
 async def test_a_silent_handshake_is_no_connection(tmp_path: Path) -> None:
-    """If a host accepts a connection but does not shake hands, the failure is `connect`, and the socket is closed."""
+    """If a host accepts a connection but no TLS handshake, the failure is `connect`, and the socket is closed."""
     ends: list[bytes] = []
     closed = asyncio.Event()
 

@@ -165,7 +165,7 @@ def test_a_certificate_directory_that_cannot_be_used(
 
 
 def test_a_certificate_directory_that_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If one of several directories is usable, no error is raised, as in OpenSSL."""
+    """If `SSL_CERT_DIR` names several directories and one is usable, no error is raised, as in OpenSSL."""
     (tmp_path / "0a1b2c3d.0").touch()
     monkeypatch.setenv("SSL_CERT_DIR", os.pathsep.join([str(tmp_path / "missing"), str(tmp_path)]))
 
@@ -286,7 +286,7 @@ def set_up(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[st
 async def test_sending_is_halted_until_it_is_repaired(
     kind: str, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a variable is wrong, one log record and state change name it; once corrected, all events are delivered."""
+    """If a variable is wrong, a log record and a state change name it; once it is right, all events are delivered."""
     variable, _ = set_up(kind, tmp_path, monkeypatch)
     changes = Changes()
     async with tls_server(authority) as server:

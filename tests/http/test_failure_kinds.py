@@ -1,4 +1,4 @@
-"""For every way in which a real request can fail: may the event be recorded, and is the request retried?"""
+"""For each way in which a real request can fail: whether the event may be recorded, and whether it is sent again."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ async def test_every_status_comes_back_as_a_value(status: int) -> None:
     ],
 )
 async def test_retry_after_is_read_in_both_forms(header: list[str], expected: float | None) -> None:
-    """If `Retry-After` has seconds or a date, the seconds are returned, for a date from the server's own time."""
+    """If `Retry-After` has seconds or a date, the seconds are returned; a date is compared with the Date header."""
     async with raw_server() as server:
         server.always(answer(429, *header))
 
@@ -434,7 +434,7 @@ async def test_a_failed_opening_is_repeated() -> None:
 
 
 async def test_an_opening_that_takes_long_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If reading the certificates takes longer than a request, the next request uses the result."""
+    """If a request times out while the certificates are read, the reading goes on, and the next request uses them."""
     go_on, made = threading.Event(), []
     read = EnvironmentReader.read
 
@@ -543,7 +543,7 @@ class SetClock:
 async def test_an_idle_connection_is_used_again_for_four_seconds(
     idle: float, connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a connection was idle for less than 4 s, it is reused; otherwise a new one is opened."""
+    """If a connection was idle for less than 4 s, it is reused; otherwise a new connection is opened."""
     clock = SetClock()
     async with raw_server() as server:
         transport = HttpxTransport(_credentials(), base_url=server.url)

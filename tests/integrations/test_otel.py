@@ -1,4 +1,4 @@
-"""OpenTelemetry: each request has one span, with links to the spans that tracked its events; and there are metrics."""
+"""OpenTelemetry: one span for each request, with links to the spans in which its events were tracked, and metrics."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ async def test_what_is_dropped_has_its_reason(telemetry: Telemetry) -> None:
 
 
 async def test_clients_of_one_provider_are_told_apart(telemetry: Telemetry) -> None:
-    """If clients have different shops, their metrics are separate; the numbers of clients of one shop are added."""
+    """If clients have different shops, their metrics are separate; the numbers of two clients of one shop are added."""
     shops = ["a", "b", "b"]
     async with AsyncExitStack() as stack:
         for number, shop in enumerate(shops, 1):

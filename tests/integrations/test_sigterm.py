@@ -1,4 +1,4 @@
-"""The worker that the documentation shows, when a real SIGTERM or SIGINT ends it."""
+"""A real SIGTERM or SIGINT ends the worker that the documentation shows, and no event is lost."""
 
 from __future__ import annotations
 

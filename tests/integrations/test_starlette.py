@@ -145,7 +145,7 @@ def test_a_sync_endpoint_has_a_handle(emulator: EmulatorProcess) -> None:
 
 
 def test_several_shops(emulator: EmulatorProcess) -> None:
-    """If an application has several shops, each has its own client under its name."""
+    """If an application has several shops, each `RetailRocket` has its own client under its own name."""
     first = RetailRocket()
     second = RetailRocket(lambda: AsyncTrackingClient("other-key", "other", base_url=emulator.url), name="other")
 

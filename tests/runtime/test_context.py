@@ -223,7 +223,7 @@ async def test_an_outage_keeps_no_visitor(does: Callable[[AsyncTrackingClient], 
 
 
 async def test_a_full_buffer_keeps_no_visitor() -> None:
-    """If a caller stops waiting for space in the buffer, in the loop or a thread, nothing refers to its context."""
+    """If a caller stops waiting for space in the buffer, in the loop or a thread, no object keeps its context."""
     options = {"batching": Batching(linger=FAR, max_events=10), "buffer": Buffer(max_events=1)}
     async with raw_server() as server, client_of(server, **options) as client:
         parked(server)
@@ -370,7 +370,7 @@ def _is_long(things: list[Any], length: int) -> bool:
 
 
 class Seeing(Observer):
-    """Record which methods of the observer see a visitor, and set a variable for each request."""
+    """An observer that records which of its methods see a visitor, and sets a context variable for each request."""
 
     def __init__(self) -> None:
         self.seen: set[tuple[str, bool]] = set()

@@ -491,7 +491,7 @@ def test_ctrl_c_in_an_observer_leaves_the_log_open() -> None:
 
 
 def test_ctrl_c_is_distinguished_from_an_error_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If `KeyboardInterrupt` is raised outside the main thread or without Python's handler, it is not Ctrl-C."""
+    """If `KeyboardInterrupt` is raised outside the main thread or without Python's handler, it is not a Ctrl-C."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with_pythons_handler = is_interrupt(KeyboardInterrupt())
@@ -640,7 +640,7 @@ def test_a_change_without_enough_stack_is_refused_before_it_begins() -> None:
 
 
 def test_orders_are_still_valid() -> None:
-    """If an order line has correct values in place of the broken ones above, the event is valid."""
+    """`order_lines` accepts correct values, so the tests above fail only because of their broken values."""
     [line] = order_lines(
         [{"product_id": 1, "quantity": 1, "price": 1}], session_external_id="v", transaction="t", timestamp=None
     )

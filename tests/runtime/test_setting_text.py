@@ -62,7 +62,7 @@ def test_blanks_in_the_address(blank: str) -> None:
 
 
 def test_blanks_in_a_parsed_address() -> None:
-    """If httpx has already percent-encoded the white space, an error is raised, too."""
+    """If httpx has already percent-encoded white space in the address, an error is still raised."""
     with pytest.raises(ConfigurationError, match="white space"):
         AsyncTrackingClient("key", "shop", base_url=httpx.URL("https://shop.test/1 0"))  # type: ignore[arg-type]
 

@@ -162,7 +162,7 @@ async def test_without_a_thread_the_loop_makes_the_call() -> None:
 
 
 async def test_without_a_thread_a_spool_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """If no thread can start, a spool raises an error to each caller; once a thread can start, it works."""
+    """If no thread can start, a spool raises an error to each caller; once a thread can start, the spool works."""
     client = RecordingClient(spool=SqliteSpool(tmp_path / "spool"))
 
     def start(_: threading.Thread) -> NoReturn:

@@ -36,7 +36,7 @@ def test_files_are_private(file: SpoolFile, tmp_path: Path) -> None:
 
 
 def test_a_directory_that_others_can_read_is_refused(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
-    """If other users can read the directory, opening the spool raises an error that names a command against this."""
+    """If other users can read the directory, opening the spool raises an error that advises `chmod 700`."""
     (tmp_path / "open").mkdir(mode=0o755)
     with pytest.raises(SpoolError, match="chmod 700"):
         make("open").open()
@@ -79,5 +79,5 @@ broken line
     ],
 )
 def test_network_file_systems_are_recognised(path: str, kind: str | None) -> None:
-    """The deepest mount above a path (of two at one place, the later) decides whether the path is on a network."""
+    """`network_mount` returns the network file system of a path's deepest mount (of two, the later), or None."""
     assert network_mount(MOUNTS.splitlines(), Path(path)) == kind

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 async def test_events_are_delivered(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If events are tracked, all are delivered, their receipts are `Delivered`, and the file is empty afterwards."""
+    """If events are tracked, all are delivered, their outcomes are `Delivered`, and the file is empty afterwards."""
     async with client_of(tmp_path, emulator.url) as client:
         receipts = await client.track_many(event(number) for number in range(1, 1201))
         receipts.append(await client.view(session_external_id="visitor", product_id=1201))

@@ -77,7 +77,7 @@ class Run:
 
 
 async def run(path: Path, faults: Faults, *, lasting: bool) -> Run:
-    """Track some events in a spool with these faults, close the client, and return what was found."""
+    """Track some events in a spool with these faults, and close the client. Return the result of the run."""
     recorded: list[int] = []
     problems: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The lease is the right to send a spool's events; another process takes it over if its holder ends or is stopped."""
+"""The lease is the right to send a spool's events; if its holder ends or is stopped, another process takes it over."""
 
 from __future__ import annotations
 

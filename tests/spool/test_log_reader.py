@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 async def test_outcomes_that_the_log_lost(tmp_path: Path) -> None:
-    """If the outcome of an event was removed from the log, the event is `Abandoned`; waiting events still wait."""
+    """If the outcome of an event was removed from the log, the event is `Abandoned`; events in the spool still wait."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
     assert other.lease.acquire()

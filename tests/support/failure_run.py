@@ -45,7 +45,7 @@ class Run:
         self._watched = False
 
     async def attempt(self, action: Awaitable[object]) -> None:
-        """Await a call that may fail, and add its result or its error to the sinks."""
+        """Await a call that may fail, and collect its result or its error in `sinks`."""
         try:
             self.sinks.thing(await action)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - every error is collected
@@ -54,7 +54,7 @@ class Run:
 
     @asynccontextmanager
     async def client(self, url: str, close_in: float = 5.0, **options: Any) -> AsyncIterator[AsyncTrackingClient]:
-        """Make a client for the block, close the client, and add its close report to the sinks.
+        """Make a client for the block, close the client, and collect its close report in `sinks`.
 
         Args:
             url: the base URL.

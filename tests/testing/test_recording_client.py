@@ -460,7 +460,7 @@ async def test_one_kind_of_event_is_rejected(rejected: type[Event] | str) -> Non
 
 
 async def test_faults_strike_in_order_and_where_they_fit() -> None:
-    """If several faults are set, each request gets the first fault that fits the request; other faults stay."""
+    """If several faults are set, each request gets the first fault that fits it; the other faults stay."""
     async with RecordingClient(retry=RetryPolicy(max_attempts=1)) as tracked:
         tracked.fail_with(status=400, contains="777")
         tracked.fail_with("reset_after")
