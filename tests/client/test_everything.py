@@ -530,14 +530,14 @@ class Story:
     plan=PLANS,
     close_timeout=st.sampled_from([None, None, None, 15.0, 0.5, 0.0]),
 )
-def test_nothing_is_lost_hidden_or_left(  # noqa: PLR0917 - everything at once
+def test_nothing_is_lost_hidden_or_left(  # noqa: PLR0917 - Hypothesis draws each argument
     nature: Nature,
     batching: Batching,
     buffer: Buffer,
     retry: RetryPolicy,
     limit: RateLimit | Sequence[float | None] | None,
     hook: str,
-    renewable: bool,  # noqa: FBT001 - Hypothesis names it
+    renewable: bool,  # noqa: FBT001 - Hypothesis passes the argument
     plan: list[tuple[float, str, type[Event], tuple[str, Any]]],
     close_timeout: float | None,
 ) -> None:

@@ -66,7 +66,7 @@ def test_large_cases(name: str) -> None:
     ],
 )
 def test_huge_cases(case: str, size: int) -> None:
-    """If input is huge, such as a million digits or 100,000 levels, it is accepted or refused without another error."""
+    """If input is huge, such as a million digits or 100,000 levels, it is accepted, or refused with a package error."""
     TARGETS["decode"](LARGE[case](size))
 
 

@@ -294,7 +294,7 @@ async def test_first_outcome_stands(first: Outcome, second: Outcome) -> None:
 
 
 def test_settle_takes_many() -> None:
-    """If `settle` gets many receipts, it sets the outcome of each receipt that has none yet."""
+    """If `settle` gets many receipts, it sets the outcome of each receipt that has no outcome yet."""
     receipts = [Receipt("view") for _ in range(3)]
     dropped = Dropped(reason="overflow")
     settle(receipts[:1], dropped)

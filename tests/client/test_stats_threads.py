@@ -45,7 +45,7 @@ async def read_while_tracking(client: Any) -> list[Stats]:
     def reader() -> None:
         try:
             read.extend(client.stats() for _ in range(READS))
-        except Exception as error:  # noqa: BLE001 - whatever it is fails the test
+        except Exception as error:  # noqa: BLE001 - any error must fail the test
             failures.append(error)
 
     thread = threading.Thread(target=reader)

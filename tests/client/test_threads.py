@@ -311,7 +311,7 @@ async def test_an_iterable_may_raise_anything(error: type[BaseException], kind: 
         def work() -> None:
             try:
                 handle.track_many(events)
-            except BaseException as raised:  # noqa: BLE001 - that is what this is about
+            except BaseException as raised:  # noqa: BLE001 - the test raises any error
                 caught.append(type(raised))
 
         await asyncio.to_thread(work)

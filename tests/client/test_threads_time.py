@@ -31,7 +31,7 @@ async def test_no_room_in_time() -> None:
 
 
 async def test_no_room_for_some_in_time() -> None:
-    """If `track_many` times out, the error says how many events were accepted; the others never will be."""
+    """If `track_many` times out, the error says how many events were accepted; the rest is never accepted."""
     transport = ScriptedTransport(then=PARKED)
     client = make_client(transport, batching=ONE_BY_ONE, buffer=Buffer(max_events=4))
     handle = client.threadsafe()

@@ -29,7 +29,7 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 async def test_the_limit_is_kept_to_the_request() -> None:
-    """If more than `limit` requests arrive in one window, exactly `limit` are admitted; the others get 429."""
+    """If more than `limit` requests arrive in one window, exactly `limit` are admitted; the other requests get 429."""
     async with (
         running_emulator(Settings(limit=5, per=60)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,

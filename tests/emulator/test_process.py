@@ -30,7 +30,7 @@ KEY = "s3cret"
 
 @pytest.fixture(scope="module")
 def shared_process() -> Generator[EmulatorProcess]:
-    """Provide one emulator, in its own process, which all tests share that do not start another one."""
+    """Provide one emulator, in its own process, for all tests that do not start their own emulator."""
     with emulator_process(Settings(limit=None, api_key=KEY)) as emulator:
         yield emulator
 

@@ -226,7 +226,7 @@ async def test_a_full_pool_is_named() -> None:
         server.respond = stall
         patient, hasty = _transport(server.url, http), _transport(server.url, http, 0.1)
         holding = asyncio.create_task(_post(patient))
-        while not server.arrived:  # noqa: ASYNC110 - what is waited for is in other hands
+        while not server.arrived:  # noqa: ASYNC110 - the server sets no event
             await asyncio.sleep(0.001)
         reply = await _post(hasty)
         holding.cancel()

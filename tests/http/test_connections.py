@@ -227,7 +227,7 @@ async def test_blocked_in_every_turn(way: str, whose: str, reply: bytes, scene: 
         statuses: set[int | None] = set()
 
         async def stop(posting: asyncio.Task[Reply]) -> None:
-            time.sleep(seconds * 1.1)  # noqa: ASYNC251 - that is the point
+            time.sleep(seconds * 1.1)  # noqa: ASYNC251 - the test blocks the loop on purpose
             await posting
             statuses.add((await _post(patient)).status)
 

@@ -40,7 +40,7 @@ app.conf.update(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_task_tracks_from_every_process(tmp_path: Path) -> None:
-    """If tasks track in the pool's processes, all events are recorded, even those just before SIGTERM."""
+    """If tasks track in the pool's processes, all events are recorded, even events tracked just before SIGTERM."""
     [source] = [
         example.source
         for example in examples(ROOT / "docs" / "how-to" / "threads-and-processes.md")

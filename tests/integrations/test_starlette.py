@@ -283,7 +283,7 @@ HEADER = re.compile(r"retailrocket_session=([0-9a-f]{32}); HttpOnly; Max-Age=315
 
 @pytest.mark.parametrize(("scheme", "secure"), [("http", None), ("https", "; Secure")])
 def test_a_new_visitor_gets_a_cookie_once(scheme: str, secure: str | None) -> None:
-    """If a visitor is new, the first response sets the cookie; later requests have the session and set none."""
+    """If a visitor is new, the first response sets the cookie; later requests have the session and set no cookie."""
     browser = TestClient(SITE, base_url=f"{scheme}://shop.test")
 
     first = browser.get("/plain")
@@ -354,5 +354,5 @@ def test_without_the_middleware_there_is_no_session() -> None:
 
 
 def test_a_new_session_is_as_the_package_makes_it() -> None:
-    """If a visitor's session is new, its id is as long as those of `new_session_id`."""
+    """If a visitor's session is new, its id is as long as an id from `new_session_id`."""
     assert len(Session("name", None).id) == len(new_session_id())

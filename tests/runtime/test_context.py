@@ -409,7 +409,7 @@ current: ContextVar[str | None] = ContextVar("current", default=None)
 async def test_the_context_that_an_observer_sees(
     does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]], sees: set[str]
 ) -> None:
-    """If an event is tracked or sent directly, the observer sees the caller's context; for a batch, an empty one."""
+    """If an event is tracked or sent directly, the observer sees the caller's context; for batches, an empty one."""
     seeing = Seeing()
     methods = {"request_began", "request_ended", "settled"} | sees
     async with raw_server() as server, client_of(server, observer=seeing) as client:

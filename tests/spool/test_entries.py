@@ -29,7 +29,7 @@ def test_as_many_fit_as_there_is_room_for(bodies: list[bytes], room: int) -> Non
 
 @given(st.lists(st.integers(1, 5), max_size=6), st.data())
 def test_removing_keeps_the_moments(groups: list[int], data: st.DataObject) -> None:
-    """If some entries are removed, the others still have their arrival times."""
+    """If some entries are removed, the remaining entries still have their arrival times."""
     unwritten = UnwrittenEntries()
     came: list[tuple[Entry, float]] = []
     for moment, count in enumerate(groups):

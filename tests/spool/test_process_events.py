@@ -23,7 +23,7 @@ OUTCOMES: list[Any] = [
 
 
 class ProcessEventsMachine(RuleBasedStateMachine):
-    """Adds and settles events of two processes in any order; the model stores some receipts and drops the others."""
+    """Adds and settles events of two processes in any order; the model stores only some of the receipts."""
 
     @initialize()
     def begin(self) -> None:
@@ -36,7 +36,7 @@ class ProcessEventsMachine(RuleBasedStateMachine):
         self.counts: dict[type, int] = {}
 
     @rule(count=st.integers(1, 30), keeps=st.booleans())
-    def add(self, count: int, keeps: bool) -> None:  # noqa: FBT001 - as Hypothesis calls it
+    def add(self, count: int, keeps: bool) -> None:  # noqa: FBT001 - Hypothesis passes the argument
         """Add a group of events of this process; the model stores their receipts if `keeps` is True."""
         receipts = [SpoolReceipt("view") for _ in range(count)]
         last = self.next + count - 1

@@ -92,7 +92,7 @@ async def test_a_page_that_is_damaged_later(emulator: RunningEmulator, tmp_path:
     for page in range(20, database.stat().st_size // 4096, 3):
         flip(database, page * 4096 + 9, 0xFF)
     await until(lambda: "damaged" in str(client.stats().spool.failure))  # type: ignore[union-attr]
-    with pytest.raises(SpoolError, match=r"damaged.*spool export"):  # noqa: PT012 - from one moment on
+    with pytest.raises(SpoolError, match=r"damaged.*spool export"):  # noqa: PT012 - one of the calls raises
         while True:
             await client.track(event(1))
     await client.aclose(0)
