@@ -1,4 +1,4 @@
-"""If input is hostile, it is refused with one of the package's errors; an event that is accepted can be sent.
+"""If input is hostile, it is accepted, or refused with one of the package's errors; accepted events can be sent.
 
 `tests/fuzz` contains the functions under test and the cases; `nox -s fuzz` lets a fuzzer find more cases, and measures
 time and memory.

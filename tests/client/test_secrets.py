@@ -1,4 +1,4 @@
-"""A program runs through every failure; every place that it writes to is searched for the key and personal data."""
+"""A program runs into every failure; every text that it writes is searched for the key and for personal data."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _run_once(name: str, factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the recorded texts of a run through every failure."""
+    """Return the recorded texts of a program that runs into every failure."""
     return _run_once("survive", tmp_path_factory)
 
 

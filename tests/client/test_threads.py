@@ -1,4 +1,4 @@
-"""Test the handle with which other threads use the client: its methods work as the client's own methods do."""
+"""Other threads use the client through a handle, whose methods work as the client's own methods do."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_the_first_event(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_filters(page: Page, emulator: EmulatorProcess) -> None:
-    """If filters for type, visitor or text are set, matching events are shown; Clear shows all again."""
+    """If filters for type, visitor or text are set, only matching events are shown; the Clear button shows all."""
     post(emulator, {"view": VIEW}, {"search": SEARCH}, {"addToBasket": BASKET})
     rows(page, "addToBasket", "search", "view")
     page.select_option("#type", "view")

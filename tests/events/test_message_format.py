@@ -33,7 +33,7 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 def test_the_schema_is_one() -> None:
-    """If the file is checked, it is a valid JSON Schema of the draft that it names."""
+    """The schema's file is valid by the rules of the JSON Schema draft that the file names."""
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 

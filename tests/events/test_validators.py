@@ -346,7 +346,7 @@ def test_arbitrary_values(data: st.DataObject) -> None:
 @given(hostile(), hostile())
 @PROPERTY
 def test_arbitrary_custom_event(name: Any, fields: Any) -> None:
-    """If a custom event has any name and fields, it raises `EventValidationError` or can be encoded."""
+    """If a custom event gets any name and fields, `EventValidationError` is raised, or the event can be encoded."""
     _construct(CustomEvent, {"name": name, "fields": {}})
     _construct(CustomEvent, {"name": "newEvent", "fields": fields})
 

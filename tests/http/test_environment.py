@@ -270,7 +270,7 @@ def test_the_proxy_is_the_one_that_httpx_takes(
 PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-# --- a client in such an environment ----------------------------------------------------------------------------------
+# --- a client with a wrong environment variable -----------------------------------------------------------------------
 
 
 def set_up(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:

@@ -23,7 +23,7 @@ KEY = "s3cr3tk3y"
 async def test_events_go_over_http2_and_no_log_record_has_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If `http2=True` is set, batches use HTTP/2, and no log record has the key, not even one of hpack."""
+    """If `http2=True` is set, batches use HTTP/2, and no log record has the key, even from the header coder."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))

@@ -67,7 +67,7 @@ def test_a_task_tracks_from_every_process(tmp_path: Path) -> None:
             start_new_session=True,
             text=True,
         ) as worker:
-            # A worker that hangs fails this test, and not the whole run.
+            # A worker that hangs is killed, so that only this test fails.
             killer = threading.Timer(100, os.killpg, (worker.pid, signal.SIGKILL))
             killer.start()
             try:

@@ -1,4 +1,4 @@
-"""The handle under gevent, where threads are greenlets and share one thread's event loop."""
+"""The client's handle for threads works under gevent, where threads are greenlets of one real thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry: one span for each request, with links to the spans in which its events were tracked, and metrics."""
+"""OpenTelemetry gets metrics, and one span per request, with links to the spans in which its events were tracked."""
 
 from __future__ import annotations
 

@@ -640,7 +640,7 @@ def test_a_change_without_enough_stack_is_refused_before_it_begins() -> None:
 
 
 def test_orders_are_still_valid() -> None:
-    """`order_lines` accepts correct values, so the tests above fail only because of their broken values."""
+    """`order_lines` accepts correct values, so the errors in the tests above come only from the broken values."""
     [line] = order_lines(
         [{"product_id": 1, "quantity": 1, "price": 1}], session_external_id="v", transaction="t", timestamp=None
     )

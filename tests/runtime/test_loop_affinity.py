@@ -96,7 +96,7 @@ def test_every_method_refuses_a_second_loop(use: str) -> None:
 
 
 def test_thread_without_a_loop_is_refused() -> None:
-    """If a thread has no loop, `track_nowait` raises an error there, before and after the first use."""
+    """If a thread without a loop calls `track_nowait`, an error is raised, before and after the client's first use."""
     messages: list[str] = []
 
     async def test() -> None:

@@ -49,7 +49,7 @@ class FaultySpool(SqliteSpool):
     """A spool whose calls to SQLite and to the system fail as `FAULTS` says for its path."""
 
     def file(self, shop: str | None = None) -> SpoolFile:
-        """Return the file of the spool; the faults of the spool's path decide which of its calls fail."""
+        """Return the spool's file; `FAULTS` decides which calls of the file fail."""
         faults = FAULTS[self.path]
         return SpoolFile(
             self.path,

@@ -1,4 +1,4 @@
-"""The forwarder: it passes events from the file to the engine, and writes their outcomes to the file."""
+"""The forwarder passes events from the spool's file to the engine, and writes the events' outcomes to the file."""
 
 from __future__ import annotations
 

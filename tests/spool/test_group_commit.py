@@ -1,4 +1,4 @@
-"""A full spool: callers wait, get an error, or have events dropped, as `Buffer.overflow` says."""
+"""If a spool is full, `Buffer.overflow` decides: callers wait, calls raise an error, or events are dropped."""
 
 from __future__ import annotations
 

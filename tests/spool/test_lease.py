@@ -149,7 +149,7 @@ async def test_a_sender_that_lost_its_lease(emulator: RunningEmulator, tmp_path:
 
 
 def taken_over(file: SpoolFile) -> bool:
-    """Return True if this connection has acquired the lease."""
+    """Try to acquire the lease with `file`. Return True if this has succeeded."""
     with file.transaction():
         return file.lease.acquire()
 

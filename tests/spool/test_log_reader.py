@@ -1,4 +1,4 @@
-"""The reader of the outcome log: this process's events get their outcomes, whichever process has settled them."""
+"""The reader of the outcome log gives this process's events their outcomes, whichever process has settled them."""
 
 from __future__ import annotations
 

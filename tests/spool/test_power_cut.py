@@ -1,4 +1,4 @@
-"""A power cut at any moment: with `durability="commit"` every accepted event is in the file afterwards.
+"""If the power is cut at any moment, a spool with `durability="commit"` still has every accepted event.
 
 A process tracks events; a library that is preloaded into the process records every write and flush of the database.
 The test then chooses random moments. For each moment the test builds the files that a power cut would leave: some or

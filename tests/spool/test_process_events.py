@@ -1,4 +1,4 @@
-"""The events of this process in a spool, compared with a model that stores each event on its own."""
+"""`ProcessEvents` tracks this process's events in a spool; a simple model, which stores each event, checks it."""
 
 from __future__ import annotations
 

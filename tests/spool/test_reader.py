@@ -1,4 +1,4 @@
-"""The reader of the spool: it knows which events an earlier process may already have sent."""
+"""The spool's reader knows which events an earlier process may already have sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The thread that writes to the spool: it survives failures, loses no event, and ends when the client closes."""
+"""The thread that writes to the spool survives failures, loses no event, and ends when the client closes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Helpers that cancel tasks: a call at each of its awaits, or one task."""
+"""Helpers that cancel one task, or repeat a call and cancel it at each of its awaits."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def free_wire_slots(engine: Engine) -> int:
 
 
 def waiting_at_breaker(engine: Engine) -> Collection[asyncio.Future[None]]:
-    """Return the futures of the tasks that wait for the circuit breaker. It is the breaker's own collection."""
+    """Return the circuit breaker's own collection of futures, one for each task that waits for the breaker."""
     return engine.dispatcher._breaker._waiting
 
 
@@ -139,7 +139,7 @@ def scheduled_timers() -> list[asyncio.TimerHandle]:
 
 
 def lanes_of(buffer: EventBuffer) -> Mapping[Hashable, Lane]:
-    """Return the lanes of a buffer by their keys. A lane has the batches that are sent one after the other."""
+    """Return the lanes of a buffer by their keys. A lane is a queue of waiting batches."""
     return buffer._lanes
 
 

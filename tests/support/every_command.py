@@ -1,4 +1,4 @@
-"""Runs commands of the command line, successful and failing ones, with a key that they must not print."""
+"""Runs successful and failing commands of the command line, with a key that the commands must not print."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def events() -> list[Any]:
 
 
 class Run:
-    """Makes clients and calls, and collects their output.
+    """Makes clients, calls their methods, and collects all output.
 
     Attributes:
         sinks: the collected texts.

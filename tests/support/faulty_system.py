@@ -68,7 +68,7 @@ class Faults:
 
 
 class FaultySystem(System):
-    """The spool's calls to the operating system, each of which goes through `faults`."""
+    """Makes the spool's calls to the operating system; every call goes through `faults`."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults

@@ -1,4 +1,4 @@
-"""The pytest plugin: its fixtures and its option; it imports the package only when a fixture is used."""
+"""The pytest plugin has fixtures and an option, and imports the package only when a fixture is used."""
 
 from __future__ import annotations
 
