@@ -407,7 +407,7 @@ async def test_an_explicit_batch_keeps_to_the_caps() -> None:
 
 
 def test_every_event_has_its_typed_method() -> None:
-    """If an event class has a field, the event's client method has this keyword, required if the field is."""
+    """Each field of an event class is a keyword of the event's client method, required if the field is required."""
     for name, cls in EVENT_TYPES.items():
         method = getattr(AsyncTrackingClient, "".join(f"_{c.lower()}" if c.isupper() else c for c in name))
         parameters = inspect.signature(method).parameters

@@ -91,7 +91,7 @@ def test_no_sink_has_the_key(survived: dict[str, Any]) -> None:
 
 
 def test_the_run_meets_every_failure(survived: dict[str, Any]) -> None:
-    """If the run ends, it has met every status, failure and error class in `MET`, and has followed no redirect."""
+    """If the program ends, it has met every status, failure and error class in `MET`, and has followed no redirect."""
     met = set(survived["met"])
 
     assert MET - met == set()

@@ -198,7 +198,7 @@ async def test_a_reset_is_a_tcp_reset(emulator: RunningEmulator, kind: Any, even
 
 @pytest.mark.parametrize(("kind", "events"), [("close_before", 0), ("close_after", 1)])
 async def test_a_close_is_an_orderly_end(emulator: RunningEmulator, kind: Any, events: int) -> None:
-    """If the fault is `close_before` or `close_after`, a FIN instead of an answer comes before or after recording."""
+    """If the fault is `close_before` or `close_after`, the connection ends with FIN before or after the recording."""
     emulator.fail_with(kind)
     answer = await exchange(emulator)
 

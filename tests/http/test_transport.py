@@ -327,7 +327,7 @@ def test_plain_http_elsewhere_needs_an_explicit_yes() -> None:
 @pytest.mark.parametrize("value", ["", " key", "key\n", "k\x00y", None, 5, b"key"])
 @pytest.mark.parametrize("name", ["api_key", "partner_id"])
 def test_credentials_that_cannot_be_meant_are_refused(name: str, value: str) -> None:
-    """If key or id is empty, padded or not a str, `ConfigurationError` is raised and does not show the value."""
+    """If the key or the shop's id is empty, padded or no str, `ConfigurationError` is raised and hides the value."""
     given = {"api_key": "key", "partner_id": "partner", name: value}
     with pytest.raises(ConfigurationError, match=name) as caught:
         Credentials(**given)

@@ -131,7 +131,7 @@ async def test_several_shops() -> None:
 
 
 async def test_a_test_uses_another_client(emulator: RunningEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an application starts inside `using`, it uses and closes the given client, and needs no environment."""
+    """If an application starts inside `using`, it uses and closes the given client, without environment variables."""
     monkeypatch.delenv("RETAILROCKET_API_KEY")
     mine = AsyncTrackingClient(Settings().api_key, Settings().partner_id, base_url=emulator.url)
 

@@ -1,4 +1,4 @@
-"""The documented task runs in a real Celery worker, which forks a pool of processes for its tasks."""
+"""The Celery task that the documentation shows runs in a real worker, which forks a pool of processes."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def test_without_its_lifespan_there_is_no_client() -> None:
 
 
 def test_a_test_uses_another_client(emulator: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an application starts inside `using`, it uses and closes the given client, and needs no environment."""
+    """If an application starts inside `using`, it uses and closes the given client, without environment variables."""
     for name in ("API_KEY", "PARTNER_ID", "BASE_URL"):
         monkeypatch.delenv(f"RETAILROCKET_{name}")
     rocket = RetailRocket()

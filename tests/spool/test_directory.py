@@ -43,7 +43,7 @@ def test_a_directory_that_others_can_read_is_refused(tmp_path: Path, make: Calla
 
 
 def test_a_directory_without_rights_is_refused(unprivileged: Path) -> None:
-    """If the directory cannot be written, opening the spool raises an error that says that it cannot be used."""
+    """If the directory cannot be written, opening the spool raises an error that says that the spool cannot be used."""
     (unprivileged / "ro").mkdir(mode=0o500)
     with pytest.raises(SpoolError, match="cannot be used"):
         SpoolFile(unprivileged / "ro" / "s").open()

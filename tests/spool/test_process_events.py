@@ -1,4 +1,4 @@
-"""`ProcessEvents` tracks this process's events in a spool; a simple model, which stores each event, checks it."""
+"""`ProcessEvents`, the record of this process's events in a spool, agrees with a simple model of such a record."""
 
 from __future__ import annotations
 

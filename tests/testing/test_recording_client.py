@@ -436,7 +436,7 @@ async def test_an_outage_that_does_not_end_abandons(kind: FaultKind, status: int
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 async def test_a_wrong_key_rejects(status: int) -> None:
-    """If key, shop or address is refused, waiting events are rejected without waiting `max_halt`."""
+    """If key, shop or address is refused, waiting events are rejected at once, and not after `max_halt`."""
     async with RecordingClient() as tracked:
         tracked.fail_with(status=status, times=None)
         outcome = await (await tracked.track(view()))
