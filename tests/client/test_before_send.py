@@ -1,4 +1,4 @@
-"""`before_send` may change or drop an event in the caller's task; an error in `before_send` loses no event."""
+"""The hook `before_send` runs in the caller's task and may change or drop an event; if it raises, no event is lost."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SENDING: dict[str, Callable[[AsyncTrackingClient, Event], Awaitable[Delivered]]]
 
 
 async def through(way: str, client: AsyncTrackingClient, what: Event) -> Any:
-    """Send an event by the named method. Return the outcome of its receipt, or the result of a direct send."""
+    """Send the event by the method called `way`. Return the outcome of the receipt, or the result of a direct send."""
     return await (await WAYS[way](client, what)) if way in WAYS else await SENDING[way](client, what)
 
 
@@ -96,7 +96,7 @@ def test_dropped(way: str, caplog: pytest.LogCaptureFixture) -> None:
         assert transport.requests == []
         assert (report.stats.tracked, report.stats.dropped, report.stats.hook_errors) == (1, 1, 0)
         assert report.stats.dropped_by == {"before_send": {"view": 1}}
-        # `send` and `send_batch` raise the error to their caller, so `on_outcome` gets nothing from them.
+        # `send` and `send_batch` raise `DroppedError`, so their caller knows, and `on_outcome` is not called as well.
         assert [(number_of(kept), kept.outcome) for kept in undelivered] == ([(1, DROPPED)] if way in WAYS else [])
 
     run(test())
@@ -122,7 +122,7 @@ def _returns_the_class(_: Event) -> Any:
     [(_raises, "ZeroDivisionError"), (_returns_a_dict, "TypeError"), (_returns_the_class, "TypeError")],
 )
 def test_broken(way: str, hook: Callable[[Event], Event], name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """If the hook raises or returns no event, the original event is sent; only the first error is logged."""
+    """If the hook raises or returns a wrong type, the original event is sent; only the first error is logged."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -138,7 +138,7 @@ def test_broken(way: str, hook: Callable[[Event], Event], name: str, caplog: pyt
 
 
 def test_each_for_itself() -> None:
-    """If the hook drops some events of a list, the other events are still sent, also in a direct batch."""
+    """If the hook drops some events of a list, `track_many` and `send_batch` still send the other events."""
 
     def hook(what: Event) -> Event | None:
         number = number_of(what)
@@ -159,7 +159,7 @@ def test_each_for_itself() -> None:
 
 
 def test_personal_data_is_stripped() -> None:
-    """If the hook removes personal data, the request does not contain the data."""
+    """If the hook removes personal data from an event, the request does not contain the data."""
 
     def hook(what: Event) -> Event:
         return attrs.evolve(what, email=None, phone=None) if isinstance(what, SetContact) else what
@@ -211,7 +211,7 @@ def test_not_called_with_a_value_that_is_no_event(way: str) -> None:
 
 @pytest.mark.parametrize("way", [*WAYS, *SENDING])
 def test_drops_nothing_after_the_close(way: str) -> None:
-    """If the client is closed, every method raises `ClientClosedError`, even if the hook would drop the event."""
+    """If the client is closed, tracking and sending raise `ClientClosedError`, even if the hook drops every event."""
 
     async def test() -> None:
         client = make_client(ScriptedTransport(), before_send=lambda _: None)
@@ -257,7 +257,7 @@ def test_impossible_hook(hook: Any) -> None:
 
 
 def test_every_typed_method_is_seen() -> None:
-    """If an event is tracked by its typed method, the hook is called with the event."""
+    """If an event is tracked by the method of its type, such as `client.view`, the hook is called with the event."""
     fields: dict[str, Any] = {
         "group_id": 1,
         "product_id": 1,

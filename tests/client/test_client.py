@@ -1,4 +1,4 @@
-"""The client is used as a shop uses it, against a real server on loopback."""
+"""These tests use the client as a shop does: public methods send requests to a real HTTP server on loopback."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _ids(server: RawServer) -> list[int]:
 
 
 async def test_the_example_of_the_readme_holds() -> None:
-    """If an event is tracked, `track` returns before the request, and awaiting the receipt returns the outcome."""
+    """If an event is tracked, the call does not wait for the request; awaiting the receipt returns the outcome."""
     async with raw_server() as server, _client(server) as client:
         await client.view(session_external_id="visitor", product_id=123456)
         receipt = await client.order(
@@ -84,7 +84,7 @@ async def test_the_example_of_the_readme_holds() -> None:
 
 
 async def test_a_thousand_events_leave_in_two_batches() -> None:
-    """If a thousand events are tracked, they are sent in two full batches, in order, each exactly once."""
+    """If a thousand events are tracked, each is sent exactly once, in order, in two full batches."""
     async with raw_server() as server, _client(server) as client:
         await client.track_many(_views(1000))
         await client.flush()
@@ -136,7 +136,7 @@ async def test_the_lines_of_an_order_can_be_tracked_together() -> None:
     ],
 )
 async def test_each_status_raises_its_typed_error(status: int, error: type[DeliveryError]) -> None:
-    """If the server answers with an error status, all ways of sending raise the same error."""
+    """If the server answers with an error status, `send`, `send_batch` and `delivered` all raise the same error."""
     retry = RetryPolicy(max_attempts=1, max_halt=0.0)
     async with raw_server() as server, _client(server, retry=retry) as client:
         server.always(answer(status))
@@ -178,7 +178,7 @@ async def test_retries_are_counted_in_one_delivery() -> None:
 
 
 async def test_a_connection_closed_while_idle_is_not_noticed() -> None:
-    """If the server closes a connection while it is idle, every event is still delivered and no error is raised."""
+    """If the server closes each connection after its answer, every event is still delivered and no error is raised."""
 
     async def answer_and_close(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(OK)
@@ -193,7 +193,7 @@ async def test_a_connection_closed_while_idle_is_not_noticed() -> None:
 
 
 async def test_no_exception_carries_the_key_or_a_foreign_exception() -> None:
-    """If a method raises, the traceback with its local variables has neither the key nor an exception of httpx."""
+    """If a method raises, the traceback with all local variables contains neither the key nor an exception of httpx."""
 
     async def rst(_: Arrived, writer: asyncio.StreamWriter) -> None:
         reset(writer)
@@ -220,7 +220,7 @@ async def test_no_exception_carries_the_key_or_a_foreign_exception() -> None:
     assert 4 == len(raised)
     for error in raised:
         text = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
-        # The arguments that contain the key are deleted from the frames of the client and of this test.
+        # The traceback shows the local variables of every frame, so no frame may have a variable that contains the key.
         assert not [word for word in (KEY, "httpx.", "httpcore") if word in text]
 
 
@@ -248,7 +248,7 @@ async def test_no_log_record_has_the_key(caplog: pytest.LogCaptureFixture) -> No
 
 
 async def test_each_kind_of_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """If ten batches are refused for one cause, one log record is written, and it says what to correct."""
+    """If ten batches are refused for one cause, one log record is written, and the record says what to correct."""
     async with raw_server() as server, _client(server, batching=Batching(max_events=1, linger=0.0)) as client:
         server.always(answer(400))
         for event in _views(10):
@@ -260,7 +260,7 @@ async def test_each_kind_of_failure_is_logged_once(caplog: pytest.LogCaptureFixt
 
 
 async def test_undelivered_events_reach_the_hook_in_a_form_to_send_again() -> None:
-    """If events are rejected, `on_outcome` gets each of them with its outcome and can read the event itself."""
+    """If events are rejected, `on_outcome` gets a record for each event, with the outcome and the original event."""
     reported: list[Any] = []
     events = _views(3)
     async with raw_server() as server, _client(server, on_outcome=reported.extend) as client:
@@ -335,7 +335,7 @@ async def test_a_callers_client_serves_two_shops_and_survives_both() -> None:
 
 
 async def test_the_limit_counts_batches_direct_sends_and_retries() -> None:
-    """If a request is sent, one permit is acquired, whether the request is a batch, a direct send or a retry."""
+    """Every request acquires one permit, whether the request is a batch, a direct send or a retry."""
 
     class Counting(LocalLimiter):
         asked = 0
@@ -355,7 +355,7 @@ async def test_the_limit_counts_batches_direct_sends_and_retries() -> None:
 
 
 async def test_send_uses_the_events_own_endpoint_for_every_type() -> None:
-    """If an event is sent by `send`, the request's path is the event's name, also for a custom event."""
+    """If `send` sends an event, the request's path ends with the event's name, also for a custom event."""
     async with raw_server() as server, _client(server) as client:
         await client.send(CustomEvent(name="somethingNew", fields={"sessionExternalId": "visitor", "x": [1, None]}))
         await client.send(AddToBasket(session_external_id="visitor", product_id=1))
@@ -407,7 +407,7 @@ async def test_an_explicit_batch_keeps_to_the_caps() -> None:
 
 
 def test_every_event_has_its_typed_method() -> None:
-    """If an event class has a field, its typed method has a keyword of that name with the same default."""
+    """Each field of an event class is a keyword of the event's client method, required if the field is required."""
     for name, cls in EVENT_TYPES.items():
         method = getattr(AsyncTrackingClient, "".join(f"_{c.lower()}" if c.isupper() else c for c in name))
         parameters = inspect.signature(method).parameters
@@ -419,7 +419,7 @@ def test_every_event_has_its_typed_method() -> None:
 
 @pytest.mark.parametrize("name", EVENT_TYPES)
 async def test_every_typed_method_tracks_its_event(name: str) -> None:
-    """If a typed method is called, it tracks an event equal to the one that the class creates from the same values."""
+    """If a method such as `client.view` is called, the tracked event equals the one created from the same values."""
     values: dict[str, Any] = {
         "session_external_id": "visitor", "product_id": 1, "group_id": 2, "product_ids": [3], "quantity": 1,
         "price": 9.5, "transaction": "T", "category_id": 4, "search_phrase": "диван", "contact_external_id": "c1",
@@ -466,7 +466,7 @@ def test_wrong_configuration_fails_at_construction(options: dict[str, Any], says
 
 
 def test_from_env_reads_the_three_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If `from_env` is called, it reads three variables; arguments win over them; a missing variable is named."""
+    """`from_env` reads three environment variables; arguments override them; an error names a missing variable."""
     for name in ("API_KEY", "PARTNER_ID", "BASE_URL"):
         monkeypatch.delenv(f"RETAILROCKET_{name}", raising=False)
     with pytest.raises(ConfigurationError, match="RETAILROCKET_API_KEY"):
@@ -514,7 +514,7 @@ def test_a_constructor_that_raises_leaves_nothing_to_warn_about() -> None:
 
 
 async def test_the_key_is_in_no_repr() -> None:
-    """If the client or any of its attributes is shown by `repr`, the text does not contain the key."""
+    """If `repr` shows the client or any of the client's attributes, the text does not contain the key."""
     async with raw_server() as server, _client(server) as client:
         await client.send(_views(1)[0])
         parts = [client, *vars(client).values(), client.stats(), *vars(engine_of(client)).values()]
@@ -561,7 +561,7 @@ async def test_by_session_never_mixes_visitors() -> None:
 
 
 def test_two_runs_of_a_program_need_two_clients() -> None:
-    """If a client is used in a second `asyncio.run`, it raises an error instead of hanging."""
+    """If a client is used in a second `asyncio.run`, its methods raise an error instead of hanging."""
 
     async def use(client: AsyncTrackingClient) -> None:
         await client.aclose()
@@ -621,7 +621,7 @@ async def test_a_log_handler_that_raises_stops_nothing() -> None:
 
 
 async def test_a_receipt_may_be_awaited_in_another_threads_loop() -> None:
-    """If a receipt is awaited in another thread's loop, it returns the outcome there and in the client's own loop."""
+    """If a receipt is awaited in another thread's loop, the outcome is returned there and in the client's loop."""
     async with raw_server() as server, _client(server) as client:
         first, second = await client.track_many(_views(2))
 
@@ -635,7 +635,7 @@ async def test_a_receipt_may_be_awaited_in_another_threads_loop() -> None:
 
 @pytest.mark.parametrize("seconds", [float("nan"), -1, "5", True])
 async def test_a_deadline_that_is_none_is_refused(seconds: Any) -> None:
-    """If the timeout is neither None nor a valid number of seconds, `flush` and `aclose` raise and change nothing."""
+    """If the timeout is not a valid number of seconds, `flush` and `aclose` raise, and the client still works."""
     async with raw_server() as server, _client(server) as client:
         for attempt in (client.flush(seconds), client.aclose(seconds)):
             with pytest.raises(ConfigurationError, match="timeout must be None or a number of seconds"):
@@ -683,7 +683,7 @@ def test_custom_data_is_bounded() -> None:
 
 @pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="needs Python 3.12")
 async def test_an_eager_task_factory_changes_nothing() -> None:
-    """With an eager task factory and a transport that answers immediately, every event gets its outcome."""
+    """If the loop starts tasks eagerly and every answer comes immediately, every event still gets its outcome."""
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
     transport = httpx.MockTransport(lambda _: httpx.Response(200))
     async with httpx.AsyncClient(transport=transport) as http_client:

@@ -46,7 +46,7 @@ METHODS: dict[str, Callable[[AsyncTrackingClient], Coroutine[Any, Any, Any]]] = 
 
 @pytest.mark.parametrize("method", METHODS)
 async def test_client_method_cancelled(virtual_clock: CheckedLoop, method: str) -> None:
-    """If a waiting method is cancelled, events accepted before are delivered, and that call's event is not sent."""
+    """If a method is cancelled while it waits, its event is not sent; events accepted before the call are delivered."""
     transport = ScriptedTransport(then=PARKED)
     client = make_client(
         transport,
@@ -57,7 +57,7 @@ async def test_client_method_cancelled(virtual_clock: CheckedLoop, method: str) 
     receipts = [await client.track(event(1)), await client.track(event(2))]
     await asyncio.sleep(1.0)
     task = asyncio.create_task(METHODS[method](client))
-    # httpx times out after 10 s, so the sleeps must add up to less.
+    # The unanswered request times out after 10 s, so the sleeps must add up to less.
     await asyncio.sleep(1.0)
     await cancel(task)
     transport.then = OK
@@ -73,7 +73,7 @@ async def test_client_method_cancelled(virtual_clock: CheckedLoop, method: str) 
 
 @pytest.mark.parametrize("leave", ["aclose", "async with"])
 async def test_client_close_cancelled(virtual_clock: CheckedLoop, leave: str) -> None:
-    """If the close of a client is cancelled, every event still has an outcome."""
+    """If the closing of a client is cancelled, every event still gets an outcome."""
     client = make_client(ScriptedTransport(then=PARKED))
 
     async def block() -> None:

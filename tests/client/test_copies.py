@@ -51,12 +51,12 @@ ABANDONED = rr.Abandoned(reason="closed", maybe_recorded=True)
 
 
 def throttled(status: int, body: bytes) -> bool:
-    """Stand for a user's function. It is at module level, because pickle finds functions by name."""
+    """Stand for a user's function. The function is at module level, because pickle finds functions by name."""
     return False
 
 
 def _filled(cls: type[Any]) -> Any:
-    """Return a record with a different string in every field; the classes used with this helper do not check values."""
+    """Return a record in which the value of each field is the field's name; the classes used here check no values."""
     return cls(**{field.name: f"{field.name}" for field in attrs.fields(cls) if field.init})
 
 
@@ -138,7 +138,7 @@ ERRORS: dict[str, Callable[[], Exception]] = {
 
 
 def public_classes(kind: Callable[[type[Any]], bool]) -> dict[str, type[Any]]:
-    """Return the classes that the public modules export and for which `kind` returns True, by name."""
+    """Return a dict from name to class, with each class that a public module exports and for which `kind` is true."""
     found = {}
     for name in public_modules():
         module = importlib.import_module(name)
@@ -188,14 +188,14 @@ def test_an_error(name: str) -> None:
 
 
 def test_a_withheld_value_stays_so() -> None:
-    """If an error hides its value, the value in every copy is the `REDACTED` object itself."""
+    """If an error hides its value, each copy of the error has the same `REDACTED` object in place of the value."""
     error = rr.EventValidationError("view", "email", "must be one")
 
     assert all(copied.value is REDACTED for copied in copies(error))
 
 
 def test_the_default_ranking() -> None:
-    """If the default ranking is copied, the copy is equal; the ranking cannot be changed."""
+    """`DEFAULT_RANKING`, which says how important each event type is, is immutable, and its copies are equal to it."""
     assert all(copied == rr.DEFAULT_RANKING for copied in copies(rr.DEFAULT_RANKING))
     assert not hasattr(rr.DEFAULT_RANKING, "__setitem__")
 
@@ -208,7 +208,7 @@ def test_a_codec() -> None:
 
 
 def test_an_observed_client_elsewhere() -> None:
-    """If an `ObservedClient` is unpickled, its `stats()` returns None."""
+    """If an `ObservedClient` is unpickled, its `stats()` returns None, because the copy has no client."""
     assert pickle.loads(pickle.dumps(_observed())).stats() is None
 
 
@@ -246,7 +246,7 @@ UNCOPYABLE: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in UNCOPYABLE.items()])
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_objects_of_one_process_refuse_copies(make: Callable[[], Any]) -> None:
-    """If a client or another object of one process is copied, an error says what to do instead."""
+    """If a client, or another object that belongs to one process, is copied, an error says what to do instead."""
     thing = make()
 
     for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
@@ -256,7 +256,7 @@ def test_objects_of_one_process_refuse_copies(make: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("name", sorted(public_classes(lambda cls: not attrs.has(cls))))
 def test_nothing_is_forgotten(name: str) -> None:
-    """If a class is public, it is a record, an error, a protocol, listed in `UNCOPYABLE`, or known to be copyable."""
+    """If a class is public, this file covers it as a record, an error, a protocol, uncopyable, or known as copyable."""
     cls = public_classes(lambda cls: not attrs.has(cls))[name]
     known = {"Codec", "Observer", "SessionCookie", "Session", "Ranking", "Emulator", "FaultScript", "Ledger"}
 
@@ -288,5 +288,5 @@ def test_a_pool_of_processes() -> None:
 
 
 def test_the_limiter_of_redis_is_an_error_of_its_own() -> None:
-    """If the Redis limiter's error is pickled, it keeps its message."""
+    """If the Redis limiter's error is pickled and unpickled, the message is preserved."""
     assert "away" in str(pickle.loads(pickle.dumps(RedisUnreachableError("away"))))

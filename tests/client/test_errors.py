@@ -44,7 +44,7 @@ CLASSES: dict[str, type[Exception]] = {
 
 
 def drawn() -> dict[str, tuple[str, str | None]]:
-    """Read the class tree in the module's docstring. Return the parent and the builtin base (or None) of each class."""
+    """Read the class tree in the docstring of `_errors`. Return each class's parent and its builtin base (or None)."""
     tree: dict[str, tuple[str, str | None]] = {}
     path: list[str] = []
     for line in (_errors.__doc__ or "").splitlines():
@@ -60,7 +60,7 @@ def drawn() -> dict[str, tuple[str, str | None]]:
 
 
 def test_tree_is_as_drawn() -> None:
-    """If an error class is defined, the module's docstring shows it under its parent, with its builtin base."""
+    """If an error class is defined, the docstring of `_errors` shows the class with its parent and its builtin base."""
     classes = {
         name: (
             cls.__bases__[0].__name__,
@@ -95,7 +95,7 @@ def test_documented(name: str) -> None:
     ],
 )
 def test_builtin(cls: type[RetailRocketError], builtin: type[Exception]) -> None:
-    """If code catches the matching builtin error, it also catches the package's error."""
+    """If an error has a builtin base such as `ValueError`, code that catches this base also catches the error."""
     assert issubclass(cls, (builtin, RetailRocketError))
     assert issubclass(cls, builtin)
 
@@ -104,7 +104,7 @@ def test_builtin(cls: type[RetailRocketError], builtin: type[Exception]) -> None
     "cls", [ConfigurationError, ClientClosedError, WrongLoopError, BufferFullError, FlushTimeoutError]
 )
 def test_plain_error_travels(cls: type[RetailRocketError]) -> None:
-    """If an error has only a message, pickling preserves its type and message."""
+    """If an error that has only a message is pickled and unpickled, its type and message are preserved."""
     error = pickle.loads(pickle.dumps(cls("say so")))
 
     assert (cls, "say so") == (type(error), str(error))
@@ -122,7 +122,7 @@ def test_the_count_of_accepted_events_is_pickled(trip: Any) -> None:
 
 
 def test_facts_of_a_broken_rule() -> None:
-    """If `EventValidationError` is created, it has event, field, rule and value as attributes, and is a usage error."""
+    """If `EventValidationError` is created, its arguments are its attributes, and it is a `UsageError`."""
     error = EventValidationError("view", "product_id", "must be an int", "7")
 
     assert ("view", "product_id", "must be an int", "7") == (error.event, error.field, error.rule, error.value)
@@ -140,7 +140,7 @@ def test_facts_of_a_broken_rule() -> None:
     ],
 )
 def test_message_of_a_broken_rule(arguments: tuple[Any, ...], expected: str) -> None:
-    """If the field is empty or the value is hidden, the message leaves it out; the value None is shown."""
+    """If the field is empty or the value is hidden, the message does not mention it; the value None is shown."""
     assert expected == str(EventValidationError(*arguments))
 
 
@@ -167,7 +167,7 @@ def test_redacted_is_one(trip: Any) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_brief(name: str) -> None:
-    """If `brief` gets any hostile value, alone or nested, its text has at most 203 characters."""
+    """If `brief` gets any hostile value, alone or nested, the text that `brief` returns has at most 203 characters."""
     assert len(brief(HOSTILE[name])) <= 203
     assert len(brief([{"a": [HOSTILE[name]] * 9}] * 9)) <= 203
 
@@ -203,7 +203,7 @@ def test_brief_value(value: Any, expected: str) -> None:
     ],
 )
 def test_brief_names(names: Any, expected: str) -> None:
-    """If `brief_names` gets names, it shows at most eight of them, in sorted order."""
+    """If `brief_names` gets any number of names, it returns at most eight names, in sorted order."""
     assert expected == brief_names(names)
 
 
@@ -222,7 +222,7 @@ FACTS: list[tuple[type[DeliveryError], Outcome]] = [
 
 @pytest.mark.parametrize(("cls", "outcome"), FACTS, ids=shown)
 def test_facts_of_a_failed_delivery(cls: type[DeliveryError], outcome: Outcome) -> None:
-    """If a `DeliveryError` is created, it has the outcome, and the outcome's fields as its own attributes."""
+    """If a `DeliveryError` is created, its attributes are the outcome and the values of the outcome's fields."""
     error = cls("it failed", outcome)
     expected = (outcome, outcome.status, outcome.attempts, outcome.elapsed, outcome.maybe_recorded)
 

@@ -1,7 +1,7 @@
-"""Run random sequences of actions on a virtual clock, and check that every outcome is true and no task is left over.
+"""Run random sequences of actions on a virtual clock. Check that each outcome agrees with what the server recorded.
 
-The simulated server is consistent. It refuses every request that contains a bad event, is too large, has a wrong key or
-is for a closed shop. Any other request may fail in any way.
+The simulated server always refuses a request that contains a bad event, is too large, has a wrong key or is for a
+closed shop. Any other request may succeed or fail in any way.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class Nature:
     """The settings of the simulated server.
 
     Attributes:
-        culprits: numbers of bad events, modulo 16.
+        culprits: an event is bad if its number modulo 16 is in this set.
         largest: maximum number of events in a request; a larger request gets a 413.
         closed: periods in which the shop is closed: (start, end, status of the answer), in virtual seconds.
         rotated: virtual seconds at which the key changes.
         lag: seconds from a change of the key until the function that returns the key returns the new one.
         ask: seconds that one call of this function takes.
-        keyless: number of this function's first calls that fail.
-        faults: answers or failures of the requests that the server does not refuse, in order; later requests succeed.
+        keyless: how many calls of this function fail, counted from the first call.
+        faults: how the first requests end that the server does not refuse, in order; later requests succeed.
     """
 
     culprits: frozenset[int] = frozenset()
@@ -112,7 +112,8 @@ class Server(ScriptedTransport):
         else:
             step = None
         if step is None or (not takes and not (isinstance(reply, Reply) and reply.status == 200)):
-            # The fault hits before the server checks the events, or the server accepts the events.
+            # The fault decides how a valid request ends. A fault that neither records events nor answers 200 also
+            # decides how an invalid request ends, because such a fault happens before the server checks the events.
             if step is not None:
                 fault = attrs.evolve(fault, recorded=False)
             answer = fault.reply
@@ -127,7 +128,7 @@ class Server(ScriptedTransport):
         return 1 + sum(rotated + lag <= moment for rotated in self.nature.rotated)
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Simulate the function that returns the key. Return whether the key is new, and an error's name."""
+        """Simulate the function that returns the key. Return True if the key is new, and an error's name or None."""
         if self._serial != serial:
             return True, None
         await asyncio.sleep(self.nature.ask)
@@ -211,7 +212,7 @@ class FailingLimiter:
         """Ignore the call, which the limiter's protocol requires."""
 
     def done(self, *, answered: bool = False) -> None:
-        """Count one permit less in use."""
+        """Count one permit as returned."""
         self.open -= 1
 
     def pause_until(self, deadline: float) -> None:
@@ -379,7 +380,7 @@ class Story:
             self.sent.update(dict.fromkeys(numbers, outcome))
 
     async def flush(self, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Flush, and check that the flush settles all earlier events or times out when it should."""
+        """Flush. Check that the flush settles all earlier events, or times out no sooner than `timeout`."""
         before = [receipt for receipt in self.receipts.values() if not receipt.done()]
         began = now()
         try:
@@ -392,7 +393,7 @@ class Story:
         assert timeout is None or now() - began <= timeout + ROUNDING
 
     async def aclose(self, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Close, and check that the close keeps its timeout and leaves no event without an outcome."""
+        """Close the client. Check that closing takes no longer than the timeout and that every event has an outcome."""
         began = now()
         report = await self.engine.aclose(timeout)
         assert timeout is None or now() - began <= timeout + ROUNDING, (now() - began, timeout)
@@ -431,7 +432,7 @@ class Story:
     # --- the run -----------------------------------------------------------------------------------------------------
 
     def do(self, visitor: str, kind: type[Event], action: tuple[str, Any]) -> None:
-        """Start an action as a task, or cancel a request that is being sent."""
+        """Start the action as a task; or, if the action says so, cancel a request that is being sent."""
         verb, argument = action
         match verb:
             case "track":
@@ -458,7 +459,7 @@ class Story:
         self.jobs.append(asyncio.create_task(coroutine))
 
     async def live(self, plan: list[tuple[float, str, type[Event], tuple[str, Any]]]) -> None:
-        """Run all actions, close the client, and check counters, reports and that no task or request is left over."""
+        """Run all actions and close the client. Check the counters and reports, and that no task or request is left."""
         for pause, visitor, kind, action in plan:
             self.do(visitor, kind, action)
             await asyncio.sleep(pause)
@@ -482,7 +483,8 @@ class Story:
         if self.hook != "none":
             undelivered = Counter(n for n, r in self.receipts.items() if not isinstance(r.outcome, Delivered))
             reported = Counter(map(number_of, self.reported))
-            # If a caller was cancelled, its event may have been accepted although no receipt exists.
+            # If a caller was cancelled, its event may have been accepted without a receipt. So more events may be
+            # reported than there are receipts.
             assert not undelivered - reported
             assert max(reported.values(), default=1) == 1
         self.judge()
@@ -528,18 +530,18 @@ class Story:
     plan=PLANS,
     close_timeout=st.sampled_from([None, None, None, 15.0, 0.5, 0.0]),
 )
-def test_nothing_is_lost_hidden_or_left(  # noqa: PLR0917 - everything at once
+def test_nothing_is_lost_hidden_or_left(  # noqa: PLR0917 - Hypothesis draws each argument
     nature: Nature,
     batching: Batching,
     buffer: Buffer,
     retry: RetryPolicy,
     limit: RateLimit | Sequence[float | None] | None,
     hook: str,
-    renewable: bool,  # noqa: FBT001 - Hypothesis names it
+    renewable: bool,  # noqa: FBT001 - Hypothesis passes the argument
     plan: list[tuple[float, str, type[Event], tuple[str, Any]]],
     close_timeout: float | None,
 ) -> None:
-    """After any actions and faults, every event has one true outcome, and no task, request or permit is left over."""
+    """After any actions and faults, each event has one true outcome; no task, request or permit is left over."""
 
     async def test() -> None:
         story = Story(

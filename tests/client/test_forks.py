@@ -1,4 +1,4 @@
-"""If a process forks while a client is in use, the parent is not affected, and the child's calls raise an error."""
+"""If a process forks while a client is in use, the client still works in the parent; in the child, its calls raise."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def numbers(requests: list[Arrived]) -> Iterator[int]:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("how", ["os.fork", "multiprocessing"])
 async def test_a_fork_in_the_middle_of_a_flight(how: str) -> None:
-    """If the process forks during a request, the parent delivers it once, and only a new client works in the child."""
+    """If the process forks during a request, its event is recorded once, and only a new client works in the child."""
     arrived, answered = asyncio.Event(), asyncio.Event()
 
     async def respond(request: Arrived, _: object) -> bytes:

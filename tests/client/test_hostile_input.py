@@ -1,4 +1,4 @@
-"""If input is hostile, it is refused with one of the package's errors; an event that is accepted can be sent.
+"""If input is hostile, it is accepted, or refused with one of the package's errors; accepted events can be sent.
 
 `tests/fuzz` contains the functions under test and the cases; `nox -s fuzz` lets a fuzzer find more cases, and measures
 time and memory.
@@ -29,22 +29,22 @@ READING = sorted(TARGETS.keys() - DRAWN - {"serve"})
 
 
 def as_read(name: str, text: bytes) -> bytes:
-    """Return the bytes that make the target read `text`."""
+    """Return the input with which the function under test called `name` reads `text`."""
     return PREFIXES.get(name, [b""])[0] + text
 
 
 @pytest.mark.parametrize("name", READING)
 def test_small_cases(name: str) -> None:
-    """If a small hostile value stands anywhere in an event, the event is either accepted or refused."""
+    """If a small hostile value is anywhere in an event, the event is accepted, or refused with a package error."""
     for case, text in SMALL.items():
         fed(TARGETS[name], as_read(name, text), case)
 
 
 @pytest.mark.parametrize("name", READING)
 def test_large_cases(name: str) -> None:
-    """If a large hostile case is read, it is either accepted or refused."""
+    """If a large hostile text is read, the text is accepted, or refused with an error of the package."""
     for case, made in LARGE.items():
-        # A longer text, percent-encoded, could exceed the length that a URL may have.
+        # For a base URL the text is shorter: percent-encoding lengthens it, and the length of a URL is limited.
         fed(TARGETS[name], as_read(name, made(3_000 if name == "base_url" else 12_000)), case)
 
 
@@ -66,7 +66,7 @@ def test_large_cases(name: str) -> None:
     ],
 )
 def test_huge_cases(case: str, size: int) -> None:
-    """If input is huge (a million digits, 100,000 levels, ten megabytes of text), it is either accepted or refused."""
+    """If input is huge, such as a million digits or 100,000 levels, it is accepted, or refused with a package error."""
     TARGETS["decode"](LARGE[case](size))
 
 
@@ -74,12 +74,12 @@ def test_huge_cases(case: str, size: int) -> None:
 @given(data=st.binary(max_size=400))
 @settings(PROPERTY, max_examples=most(40))
 def test_arbitrary_bytes(name: str, data: bytes) -> None:
-    """If a target gets arbitrary bytes, it either accepts or refuses them."""
+    """If a function under test gets arbitrary bytes, it accepts them, or refuses them with an error of the package."""
     TARGETS[name](data)
 
 
 def fed(target: Target, data: bytes, note: str) -> None:
-    """Call a target with an input; if the target raises, add the input's name to the error."""
+    """Call a function under test with an input; if the function raises, add the input's name to the error."""
     try:
         target(data)
     except BaseException as error:
@@ -99,7 +99,7 @@ def fed(target: Target, data: bytes, note: str) -> None:
     ],
 )
 def test_memory(door: str, case: str) -> None:
-    """If input is read, the memory used is proportional to the input's size, also for compressed input."""
+    """If input is read, the memory used is at most proportional to the input's size, also for compressed input."""
     text = LARGE[case](300_000)
     tracemalloc.start()
     with suppress(EventValidationError):
@@ -111,7 +111,7 @@ def test_memory(door: str, case: str) -> None:
 
 
 def test_seeds() -> None:
-    """If the fuzzer starts, it has start values for every target and, for `decode`, of every event type."""
+    """If the fuzzer starts, it has start values for every function; those for `decode` contain every event type."""
     started = seeds()
 
     assert TARGETS.keys() == started.keys()

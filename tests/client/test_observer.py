@@ -1,4 +1,4 @@
-"""An observer is called for every request and outcome; errors in the observer change neither."""
+"""An observer is called for every request and outcome; an error in the observer changes no request and no outcome."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class RaisingAtTheEnd(Raising):
 
 
 async def test_a_batch_knows_where_its_events_came_from() -> None:
-    """If a batch is sent, the observer gets each value that `tracked` returned for its events, once per value."""
+    """If a batch is sent, the observer gets each different value that `tracked` returned for the batch's events."""
     seen = Noting()
     async with RecordingClient(observer=seen, batching=Batching(linger=60.0)) as client:
         place.set("page one")
@@ -113,7 +113,7 @@ async def test_a_batch_knows_where_its_events_came_from() -> None:
 
 
 class Asked(Noting):
-    """An observer that sets `origin` to its context variable, and counts the calls of `tracked`."""
+    """An observer that sets `origin` to the context variable `place`, and counts the calls of `tracked`."""
 
     origin = place
 
@@ -128,7 +128,7 @@ class Asked(Noting):
 
 
 async def test_an_observer_is_asked_once_for_one_origin() -> None:
-    """If `origin` is set, `tracked` is called only when the variable changed; requests get the right values."""
+    """If `origin` is a context variable, `tracked` is called only after a change of the variable's value."""
     seen = Asked()
     async with RecordingClient(observer=seen, batching=Batching(linger=0.05)) as client:
         for page in ["one", "two", "one", None, "two"]:
@@ -141,7 +141,7 @@ async def test_an_observer_is_asked_once_for_one_origin() -> None:
 
 
 async def test_an_observer_that_fails_for_an_origin_is_asked_again() -> None:
-    """If `tracked` raised, it is called again for the next event, and the failed event gets no value from before."""
+    """If `tracked` raises for an event, this event gets no value, and `tracked` is called again for the next event."""
 
     class Failing(Asked):
         def tracked(self) -> object:
@@ -172,7 +172,7 @@ def test_an_origin_is_a_variable_with_a_default(origin: Any) -> None:
 
 
 async def test_a_mark_of_an_event_that_waited_for_room() -> None:
-    """If an event waited for space in the buffer, the observer still gets the value of its caller's context."""
+    """If an event waited for space in the buffer, the observer still gets the value from the caller's context."""
     seen = Noting()
     client = RecordingClient(observer=seen, batching=Batching(max_events=1, max_in_flight=1))
     async with client:
@@ -183,7 +183,7 @@ async def test_a_mark_of_an_event_that_waited_for_room() -> None:
 
 
 async def test_direct_requests_and_retries() -> None:
-    """If a request is direct, a retry or refused, the observer sees this in `direct`, `attempt` and the status."""
+    """If a request is direct, a retry or refused, `direct`, `attempt` and the status show this to the observer."""
     seen = Noting()
     async with RecordingClient(observer=seen) as client:
         client.fail_with(status=503)
@@ -201,7 +201,7 @@ async def test_direct_requests_and_retries() -> None:
 
 
 async def test_a_request_that_is_cut_short_has_an_end() -> None:
-    """If a request that began is cancelled, `request_ended` is still called."""
+    """If a request is cancelled after `request_began`, `request_ended` is still called."""
     seen = Noting()
     client = RecordingClient(observer=seen)
     client.fail_with("stall", times=None)
@@ -215,7 +215,7 @@ async def test_a_request_that_is_cut_short_has_an_end() -> None:
 
 
 async def test_the_client_is_shown_and_not_held() -> None:
-    """If an observer has a client's `ObservedClient`, it can read the client's counters, and its repr hides the key."""
+    """If an observer gets an `ObservedClient`, this object shows the client's counters, and its repr hides the key."""
     seen = Noting()
     client = RecordingClient(observer=seen)
     async with client:

@@ -127,7 +127,7 @@ async def settled() -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
 def test_outcome_is_a_value(outcome: Outcome) -> None:
-    """If an outcome is copied or pickled, the copy is equal; outcomes are frozen, hashable and have no dict."""
+    """If an outcome is copied or pickled, the copy is equal; outcomes are frozen, hashable and have no `__dict__`."""
     assert outcome == pickle.loads(pickle.dumps(outcome)) == attrs.evolve(outcome)
     assert 1 == len({outcome, attrs.evolve(outcome)})
     assert not hasattr(outcome, "__dict__")
@@ -161,14 +161,14 @@ def test_keyword_only() -> None:
 
 
 def test_outcome_union() -> None:
-    """If the types of outcome are listed, there are five, three of which mean that the event is not delivered."""
+    """There are five types of outcome, and three of these types mean that the event is not delivered."""
     assert {Delivered, Rejected, Abandoned, Dropped, Kept} == set(get_args(Outcome))
     assert {Rejected, Abandoned, Dropped} == set(get_args(Undelivered))
 
 
 @pytest.mark.parametrize("status", [status for status in range(300, 500) if status not in {408, 425, 429}])
 def test_scope_of_a_refusal(status: int) -> None:
-    """If a status refuses a request, outcome and client agree whether it refuses all access or only the event."""
+    """If a status refuses a request, outcome and client agree whether all access is refused or only the event."""
     scope = "access" if status < 400 or status in {401, 403, 404, 405, 407} else "event"
     verdict = Verdict.BLOCKED if scope == "access" else Verdict.REFUSED
 
@@ -235,7 +235,7 @@ async def test_await_gives_the_outcome(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize(("outcome", "kind", "message"), ERRORS, ids=shown)
 async def test_delivered_raises(outcome: Undelivered, kind: type[DeliveryError], message: str) -> None:
-    """If the event is not delivered, `delivered()` raises the outcome's error, a new object for each caller."""
+    """If the event is not delivered, each call of `delivered()` raises the outcome's error as a new object."""
     receipt = Receipt("view")
     early = asyncio.ensure_future(receipt.delivered())
     await settled()
@@ -283,7 +283,7 @@ def test_settled_receipt_needs_no_loop() -> None:
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(OUTCOMES[:4], 2)), ids=shown)
 async def test_first_outcome_stands(first: Outcome, second: Outcome) -> None:
-    """If an outcome is set a second time, the receipt keeps the first one."""
+    """If a second outcome is set, the receipt keeps the first outcome."""
     receipt = Receipt("view")
     waiter = asyncio.ensure_future(receipt)
     await settled()
@@ -294,7 +294,7 @@ async def test_first_outcome_stands(first: Outcome, second: Outcome) -> None:
 
 
 def test_settle_takes_many() -> None:
-    """If `settle` gets many receipts, it sets the outcome of each receipt that has none yet."""
+    """If `settle` gets many receipts, it sets the outcome of each receipt that has no outcome yet."""
     receipts = [Receipt("view") for _ in range(3)]
     dropped = Dropped(reason="overflow")
     settle(receipts[:1], dropped)
@@ -392,7 +392,7 @@ async def test_polling_leaves_nothing_behind() -> None:
 
 
 def test_outcome_wakes_another_threads_idle_loop() -> None:
-    """If a task waits in another thread's idle loop, setting the outcome wakes it."""
+    """If a task waits in another thread's idle loop, setting the outcome wakes this loop."""
     receipt = Receipt("view")
     waits = threading.Event()
     outcomes: list[Outcome] = []
@@ -410,7 +410,7 @@ def test_outcome_wakes_another_threads_idle_loop() -> None:
         settle([receipt], DELIVERED)
 
     asyncio.run(settle_here())
-    # The time limit only ends a failing test: the loop wakes immediately or never.
+    # A correct receipt wakes the loop immediately. The time limit only ends a test that fails.
     thread.join(60.0)
 
     assert [DELIVERED] == outcomes
@@ -423,7 +423,7 @@ def test_outcome_in_a_thread_without_a_loop_wakes_the_loop_that_waits() -> None:
         receipt = Receipt("view")
         waiter = asyncio.ensure_future(receipt)
         await settled()
-        # The thread is joined immediately, so nothing but the outcome can wake this loop.
+        # After `join` the thread is gone, so only the outcome that the thread has set can wake this loop.
         thread = threading.Thread(target=settle, args=([receipt], DELIVERED))
         thread.start()
         thread.join()
@@ -433,7 +433,7 @@ def test_outcome_in_a_thread_without_a_loop_wakes_the_loop_that_waits() -> None:
 
 
 def test_closed_loop_of_a_waiter_takes_no_outcome_from_others() -> None:
-    """If one waiter's loop is closed, the receipt and its other waiters still get the outcome."""
+    """If the loop of one waiting task is closed, the receipt and the other waiting tasks still get the outcome."""
     receipts = [Receipt("view") for _ in range(2)]
     gone = asyncio.new_event_loop()
     left = _wait(receipts[0])
@@ -494,7 +494,7 @@ def test_unawaited_receipt_never_warns() -> None:
 
 
 def test_receipt_is_slim() -> None:
-    """If a receipt is new, it has no dict and no container for waiters."""
+    """If a receipt is new, it uses little memory: it has no `__dict__` and no container for waiting tasks."""
     receipt = Receipt("view")
 
     assert not hasattr(receipt, "__dict__")

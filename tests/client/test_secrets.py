@@ -1,4 +1,4 @@
-"""A program runs through every failure; every place that it writes to is searched for the key and personal data."""
+"""A program runs into every failure; every text that it writes is searched for the key and for personal data."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ MET = {
 
 
 def _run(what: str, folder: Path) -> dict[str, Any]:
-    """Run the program that records all its outputs. Return these texts and the failures that the run met."""
+    """Run `every_failure`, a program that records its outputs. Return these outputs and the failures that occurred."""
     collected = folder / f"{what}.json"
     ended = subprocess.run(
         [sys.executable, "-m", "tests.support.every_failure", what, collected],
         cwd=Path(__file__).parents[2],
-        # OpenTelemetry then records spans by both the old and the new semantic conventions.
+        # With this setting OpenTelemetry records spans by both the old and the new semantic conventions.
         env={**os.environ, "OTEL_SEMCONV_STABILITY_OPT_IN": "http/dup"},
         capture_output=True,
         text=True,
-        # The time limit must be shorter than that of a test.
+        # A run that hangs must fail here, before the time limit of the whole test ends the test.
         timeout=110,
         check=False,
     )
@@ -56,7 +56,7 @@ def _run(what: str, folder: Path) -> dict[str, Any]:
 
 
 def _run_once(name: str, factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Run a program once for all processes of a test run, because one run takes half a minute."""
+    """Run a program once and share the result with all parallel pytest processes: one run takes half a minute."""
     alone = "PYTEST_XDIST_WORKER" not in os.environ
     place = factory.getbasetemp() if alone else factory.getbasetemp().parent
     path = place / f"{name}.json"
@@ -69,7 +69,7 @@ def _run_once(name: str, factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def survived(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the recorded texts of a run through every failure."""
+    """Return the recorded texts of a program that runs into every failure."""
     return _run_once("survive", tmp_path_factory)
 
 
@@ -91,7 +91,7 @@ def test_no_sink_has_the_key(survived: dict[str, Any]) -> None:
 
 
 def test_the_run_meets_every_failure(survived: dict[str, Any]) -> None:
-    """If the run ends, it has met every status, failure and error class in `MET`, and has followed no redirect."""
+    """If the program ends, it has met every status, failure and error class in `MET`, and has followed no redirect."""
     met = set(survived["met"])
 
     assert MET - met == set()
@@ -99,16 +99,16 @@ def test_the_run_meets_every_failure(survived: dict[str, Any]) -> None:
 
 
 def test_the_run_fills_the_sinks(survived: dict[str, Any]) -> None:
-    """If the run ends, every place that it writes to contains text, except warnings and the output."""
+    """If the program has run, every place that the program writes to contains text, except warnings and the output."""
     empty = EVERY - {sink for sink, texts in survived["texts"].items() if any(texts)}
 
-    # The run causes no warnings and prints nothing.
+    # The program causes no warnings and prints nothing.
     assert {"warnings", OUTPUT} >= empty
 
 
 @pytest.mark.parametrize("name", PERSONAL)
 def test_personal_data_is_in_no_record_from_info_up(name: str, survived: dict[str, Any]) -> None:
-    """If events contain personal data, no error and no log record at INFO or above contains it."""
+    """If events contain personal data, no error and no log record at INFO or above contains the data."""
     texts = survived["texts"]
 
     assert _places([*texts[INFO_LOG], *texts[TEXT]], PERSONAL[name]) == set()
@@ -148,6 +148,6 @@ def test_disguises_are_seen_through(text: str) -> None:
 
 
 def test_innocent_text_is_no_leak() -> None:
-    """If a text does not contain the key, the search finds nothing; it looks for 8 characters or more."""
+    """If a text does not contain the key, the search finds nothing: it ignores matches of fewer than 8 characters."""
     assert min(map(len, disguises(KEY))) >= 8
     assert found_in("POST https://shop.test/1.0/view partner 200 OK", KEY) == set()

@@ -37,14 +37,14 @@ def test_event_is_read_back(event: Event) -> None:
 
 
 def test_event_of_an_unknown_type_is_read_back() -> None:
-    """If the event is a custom event, it is read back as a `CustomEvent`."""
+    """If a custom event is undelivered, `UndeliveredEvent.event` returns it as a `CustomEvent`."""
     event = CustomEvent(name="newEvent", fields={"a": 1})
 
     assert event == undelivered(event).event
 
 
 def test_repr_withholds_the_event() -> None:
-    """If a report is shown by `repr`, the text has names and counts, but no data of a visitor."""
+    """If `repr` shows a close report, the text contains event names and counts, but no data of a visitor."""
     lost = undelivered(Search(**fields_of(Search, search_phrase="a secret wish")))
     report = CloseReport(stats=Stats(), undelivered=(lost, lost), elapsed=0.5)
 
@@ -54,7 +54,7 @@ def test_repr_withholds_the_event() -> None:
 
 
 def test_clean() -> None:
-    """If `undelivered` is empty, the close is clean; if it contains an event, the close is not."""
+    """If the report's `undelivered` is empty, `clean` is True; if `undelivered` contains an event, `clean` is False."""
     lost = undelivered(CustomEvent(name="newEvent", fields={}))
 
     assert CloseReport(stats=Stats(), undelivered=(), elapsed=0.0).clean is True
@@ -81,7 +81,7 @@ def test_new_stats() -> None:
     ids=lambda record: type(record).__name__,
 )
 def test_records_are_frozen(record: object) -> None:
-    """If an attribute of a record is set, `FrozenInstanceError` is raised; records have no dict."""
+    """If an attribute of a record is set, `FrozenInstanceError` is raised; records have no `__dict__`."""
     for field in attrs.fields_dict(type(record)):  # type: ignore[arg-type]
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             setattr(record, field, None)
@@ -90,7 +90,7 @@ def test_records_are_frozen(record: object) -> None:
 
 
 def test_error_says_the_same_as_the_outcome() -> None:
-    """If an event is undelivered, `error` is the error that belongs to its outcome."""
+    """If an event is undelivered, the record's `error` is the error that belongs to the event's outcome."""
     lost = undelivered(CustomEvent(name="newEvent", fields={}))
 
     assert (DroppedError, DROPPED) == (type(lost.error), lost.error.outcome)

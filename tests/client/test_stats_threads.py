@@ -1,4 +1,4 @@
-"""If another thread reads the counters, all of them are from the same point in time."""
+"""If another thread reads the counters, all counters are from the same point in time."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def _switching() -> Iterator[None]:
 
 
 def left_over(stats: Stats) -> int:
-    """Return the difference between `tracked` and the sum of the other counters."""
+    """Return the number of tracked events that no other counter contains. It is 0 if the counters are consistent."""
     ended = stats.delivered + stats.rejected + stats.abandoned + stats.dropped + stats.kept
     return stats.tracked - ended - stats.pending - stats.in_flight
 
 
 async def read_while_tracking(client: Any) -> list[Stats]:
-    """Track events until another thread has read the counters `READS` times. Return what the thread read."""
+    """Track events until another thread has read the counters `READS` times. Return all values that it has read."""
     read: list[Stats] = []
     failures: list[Exception] = []
 
     def reader() -> None:
         try:
             read.extend(client.stats() for _ in range(READS))
-        except Exception as error:  # noqa: BLE001 - whatever it is fails the test
+        except Exception as error:  # noqa: BLE001 - any error must fail the test
             failures.append(error)
 
     thread = threading.Thread(target=reader)
@@ -61,7 +61,7 @@ async def read_while_tracking(client: Any) -> list[Stats]:
 
 @pytest.mark.parametrize("overflow", ["wait", "drop_oldest", "shed"])
 async def test_in_memory(overflow: Any) -> None:
-    """If another thread reads the counters at any time, their sum is right, and `tracked` never decreases."""
+    """If another thread reads the counters, they add up to `tracked` at any time, and `tracked` never decreases."""
     buffer = Buffer(max_events=50, overflow=overflow)
     async with RecordingClient(buffer=buffer, rate_limit=RateLimit(requests=200)) as client:
         read = await read_while_tracking(client)
@@ -72,7 +72,7 @@ async def test_in_memory(overflow: Any) -> None:
 
 
 async def test_with_a_spool(tmp_path: Path) -> None:
-    """If the client has a spool and another thread reads the counters, their sum is right."""
+    """If the client has a spool and another thread reads the counters, they still add up to `tracked`."""
     async with RecordingClient(spool=SqliteSpool(tmp_path, durability="interval")) as client:
         read = await read_while_tracking(client)
 
@@ -80,7 +80,7 @@ async def test_with_a_spool(tmp_path: Path) -> None:
 
 
 def test_stopped_in_the_middle_of_a_change() -> None:
-    """If the loop's thread stops during a change, another thread reads corrected counters with a right sum."""
+    """If the loop's thread is stopped while it changes counters, another thread reads counters that still add up."""
     early, late = Stats(tracked=5, delivered=1, pending=5), Stats(tracked=9, delivered=1, pending=3)
 
     assert [5, 3] == [attrs.evolve(consistent(lambda half=half: half)).pending for half in (early, late)]
@@ -88,7 +88,7 @@ def test_stopped_in_the_middle_of_a_change() -> None:
 
 
 def test_changes_without_end() -> None:
-    """If the counters change at every reading, the sum of the counters returned is still right."""
+    """If the counters change at every reading, the counters that are returned still add up to `tracked`."""
     counts = iter(range(10**6))
     read: Callable[[], Stats] = lambda: Stats(tracked=2 * (count := next(counts)), delivered=count)  # noqa: E731
 

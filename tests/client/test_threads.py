@@ -1,4 +1,4 @@
-"""The handle for other threads: with real threads and a real loop, it works as the client's own methods do."""
+"""Other threads use the client through a handle, whose methods work as the client's own methods do."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from retailrocket_async import Event, Outcome
 
-# --- what it promises ---
+# --- what the handle promises ---
 
 
 @pytest.mark.parametrize("kind", [list, iter])
@@ -128,7 +128,7 @@ async def test_a_slow_server_slows_the_threads_down() -> None:
 
 
 async def test_the_hook_runs_in_the_calling_thread() -> None:
-    """If a thread tracks an event, `before_send` runs in that thread; it may change or drop the event, or fail."""
+    """If a thread tracks an event, `before_send` runs in that thread and may change or drop the event, or raise."""
     asked_in: set[int] = set()
 
     def before_send(given: Event) -> Event | None:
@@ -161,7 +161,7 @@ async def test_the_hook_runs_in_the_calling_thread() -> None:
     ("overflow", "expected"), [("raise", BufferFullError), ("drop_newest", Dropped(reason="overflow"))]
 )
 async def test_a_full_buffer_may_mean_something_else(overflow: Any, expected: object) -> None:
-    """If `overflow` is not ``"wait"`` and the buffer is full, a thread gets an error or a dropped receipt."""
+    """If the buffer is full and `overflow` is not ``"wait"``, a thread's `track` raises or drops the new event."""
     transport = ScriptedTransport(then=PARKED)
     bounds = Buffer(max_events=1, overflow=overflow)
     client = make_client(transport, batching=ONE_BY_ONE, buffer=bounds)
@@ -181,7 +181,7 @@ async def test_a_full_buffer_may_mean_something_else(overflow: Any, expected: ob
 
 
 async def test_waiting_for_an_outcome() -> None:
-    """If a thread calls `wait`, it gets the outcome, delivered or not; `wait` returns at once if the outcome is set."""
+    """If a thread calls `wait` with a receipt, `wait` returns the outcome, immediately if it is already set."""
     transport = ScriptedTransport(200, 400)
     async with make_client(transport, batching=ONE_BY_ONE) as client:
         handle = client.threadsafe()
@@ -202,7 +202,7 @@ async def test_waiting_for_an_outcome() -> None:
 
 
 async def test_the_loops_own_thread_is_refused() -> None:
-    """If the handle is used in the loop's own thread, it raises `WrongLoopError`, because it would wait for itself."""
+    """If the loop's own thread uses the handle, `WrongLoopError` is raised: the call would block the loop for ever."""
     async with make_client(ScriptedTransport(then=OK)) as client:
         handle = client.threadsafe()
         uses: list[Callable[[], object]] = [
@@ -225,7 +225,7 @@ def test_a_handle_is_made_in_the_loop() -> None:
 
 
 async def test_a_bad_event_is_refused_in_its_thread() -> None:
-    """If an event of a list is invalid, the calling thread gets the error, and the events before it are accepted."""
+    """If an event of a list is invalid, the calling thread gets the error; the list's earlier events are accepted."""
     transport = ScriptedTransport()
     async with make_client(transport) as client:
         handle = client.threadsafe()
@@ -264,7 +264,7 @@ async def test_a_closed_client_is_refused() -> None:
 
 
 async def test_an_unclosed_client_warns_with_its_handle() -> None:
-    """If the client and its handle are deleted while open, a `ResourceWarning` is given when the handle is deleted."""
+    """If an open client and then its handle are deleted, deleting the handle causes a `ResourceWarning`."""
     client = make_client(ScriptedTransport(then=PARKED), batching=ONE_BY_ONE, buffer=Buffer(max_events=1))
     handle = client.threadsafe()
 
@@ -276,7 +276,7 @@ async def test_an_unclosed_client_warns_with_its_handle() -> None:
         with pytest.raises(EventValidationError):
             handle.track("no event")  # type: ignore[arg-type]
 
-    # Leaving the block joins the thread, because a live thread may still refer to its arguments.
+    # The end of this block waits until the thread has ended, because a running thread may still refer to the handle.
     with ThreadPoolExecutor(1) as thread:
         await asyncio.get_running_loop().run_in_executor(thread, work, handle)
     with pytest.raises(WrongLoopError):
@@ -295,7 +295,7 @@ async def test_an_unclosed_client_warns_with_its_handle() -> None:
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, StopIteration])
 @pytest.mark.parametrize("kind", [list, iter])
 async def test_an_iterable_may_raise_anything(error: type[BaseException], kind: Callable[[list[Event]], Any]) -> None:
-    """If the iterable raises any error, `track_many` raises it, and the events before it are accepted."""
+    """If the iterable raises any error, `track_many` raises this error; the events before the error are accepted."""
 
     class Breaking(list[Any]):
         def __iter__(self) -> Iterator[Any]:
@@ -311,11 +311,11 @@ async def test_an_iterable_may_raise_anything(error: type[BaseException], kind: 
         def work() -> None:
             try:
                 handle.track_many(events)
-            except BaseException as raised:  # noqa: BLE001 - that is what this is about
+            except BaseException as raised:  # noqa: BLE001 - the test raises any error
                 caught.append(type(raised))
 
         await asyncio.to_thread(work)
 
     assert list(range(3)) == transport.recorded_numbers
-    # A generator turns `StopIteration` into `RuntimeError`.
+    # `Breaking.__iter__` is a generator, and Python turns a `StopIteration` in a generator into a `RuntimeError`.
     assert [RuntimeError if error is StopIteration else error] == caught

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
-    """Provide a pool of threads, and wait at the end until they have ended."""
+    """Provide a pool of threads. After the test, wait until all threads have ended."""
     with ThreadPoolExecutor(4) as threads:
         yield threads
 
 
 async def begun() -> None:
-    """Wait until a task for a thread's call runs in this loop."""
+    """Wait until this loop has a task that runs the call of another thread."""
     await until(lambda: any("_Watched" in repr(task.get_coro()) for task in asyncio.all_tasks()))
     await turns()
 
 
 def gets_the_error(waiting: Future[object]) -> bool:
-    """Check that the thread gets the error of an ended loop. Return True."""
+    """Check that the waiting thread gets the `WrongLoopError` of a loop that does not run any more. Return True."""
     with pytest.raises(WrongLoopError, match="does not run, or has just ended"):
         waiting.result(60)
     return True
@@ -66,7 +66,7 @@ def test_the_loop_ends_while_a_thread_waits(use: str, threads: ThreadPoolExecuto
 
     assert gets_the_error(waiting)
     assert gets_the_error(threads.submit(USES[use], handle))
-    # The client is collected here, because its warning would make a later test fail.
+    # The open client is garbage-collected here, because its `ResourceWarning` would make a later test fail.
     del handle, waiting
     gc.collect()
 
@@ -88,7 +88,7 @@ def test_the_loop_is_closed_while_a_thread_waits(threads: ThreadPoolExecutor) ->
 
 
 def test_the_loop_stops_while_a_thread_waits(threads: ThreadPoolExecutor) -> None:
-    """If the loop stops, a waiting thread gets an error, and its event is not accepted when the loop runs again."""
+    """If the loop stops, a waiting thread gets an error; its event is not accepted even if the loop runs again."""
 
     async def first() -> tuple[Shop, Future[object]]:
         shop = Shop()
@@ -106,7 +106,7 @@ def test_the_loop_stops_while_a_thread_waits(threads: ThreadPoolExecutor) -> Non
 
     with asyncio.Runner() as runner:
         shop, waiting = runner.run(first())
-        # The loop is stopped, but not closed.
+        # Between the two `run` calls the loop is stopped, but not closed.
         assert gets_the_error(waiting)
         runner.run(second(shop))
 

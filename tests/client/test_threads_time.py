@@ -31,7 +31,7 @@ async def test_no_room_in_time() -> None:
 
 
 async def test_no_room_for_some_in_time() -> None:
-    """If `track_many` times out, the error says how many events were accepted, and no others are."""
+    """If `track_many` times out, the error says how many events were accepted; the rest is never accepted."""
     transport = ScriptedTransport(then=PARKED)
     client = make_client(transport, batching=ONE_BY_ONE, buffer=Buffer(max_events=4))
     handle = client.threadsafe()
@@ -58,7 +58,7 @@ async def test_timeout_zero_is_enough_if_there_is_room() -> None:
 
 
 async def test_time_that_passes_at_every_moment() -> None:
-    """If calls time out at any point, exactly the events whose calls returned are recorded."""
+    """If calls time out at random points, the server records exactly the events whose calls did not time out."""
     transport = ScriptedTransport(then=Step(latency=0.001))
     client = make_client(transport, batching=ONE_BY_ONE, buffer=Buffer(max_events=1))
     handle = client.threadsafe()
@@ -81,7 +81,7 @@ async def test_time_that_passes_at_every_moment() -> None:
 
 
 async def test_accepted_in_the_moment_in_which_the_time_passes() -> None:
-    """If a call is withdrawn, a result that is already there is returned; otherwise the call is cancelled."""
+    """If a call is withdrawn and already has a result, the result is returned; if not, the call is cancelled."""
     loop = asyncio.get_running_loop()
     room: list[asyncio.Future[str]] = []
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def batch_of(count: int) -> Batch:
     """Return a batch of `count` events, each of whose envelopes (its JSON) is only its number."""
-    batch = Batch(0.0, 0, None)
+    batch = Batch(0.0)
     batch.envelopes = [b"%d" % number for number in range(count)]
     batch.receipts = [Receipt("view") for _ in range(count)]
     batch.size = 1 + sum(len(envelope) + 1 for envelope in batch.envelopes)

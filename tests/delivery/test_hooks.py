@@ -294,7 +294,7 @@ async def test_slow_hook_misses_what_does_not_fit(caplog: pytest.LogCaptureFixtu
     recorder = RecordingHooks(blocks=True)
     ledger = Ledger(LoopAffinity(), recorder.plainly, None, max_unreported=10)
     for size in (3, 4, 5, 6):
-        batch = Batch(0.0, 0, None)
+        batch = Batch(0.0)
         batch.envelopes += [kept.envelope for kept in undelivered(*range(size))]
         batch.receipts += [Receipt("view") for _ in range(size)]
         ledger.close_batch(batch, REFUSED)

@@ -1,4 +1,4 @@
-"""The emulator's API over real HTTP: which status a request gets, and what is recorded."""
+"""The emulator's API over real HTTP: which status a request gets, and which requests and events are recorded."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def emulator() -> AsyncIterator[RunningEmulator]:
 
 @pytest.fixture
 async def client(emulator: RunningEmulator) -> AsyncIterator[httpx.AsyncClient]:
-    """Provide an HTTP client for the emulator's API with the right keys."""
+    """Provide an HTTP client for the emulator's API, with the right key and shop."""
     async with httpx.AsyncClient(base_url=emulator.url, params=KEYS, timeout=10, trust_env=False) as client:
         yield client
 
@@ -83,7 +83,7 @@ async def test_a_batch_is_recorded_in_order(emulator: RunningEmulator, client: h
 
 
 async def test_a_batch_is_all_or_nothing(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """If one event of a batch is bad, the whole batch is refused; only the ledger contains the reasons."""
+    """If one event of a batch is bad, the whole batch is refused; the reasons are recorded, but not in the answer."""
     batch = [{"view": VIEW}, {"view": VIEW | {"productId": "1"}}, {"search": {}}]
     response = await client.post("visitorEvents", json=batch)
 
@@ -124,7 +124,7 @@ async def test_an_empty_batch_is_refused(emulator: RunningEmulator, client: http
 async def test_unknown_paths_are_not_found(
     emulator: RunningEmulator, client: httpx.AsyncClient, path: str, status: int
 ) -> None:
-    """If the path is not in the contract, the answer is 404, and the request is recorded."""
+    """If a path does not belong to the API, the answer is 404, and the request is recorded."""
     response = await client.post(emulator.url.removesuffix("/1.0/") + path, json=VIEW)
 
     assert (status, b"{}", [status]) == (
@@ -160,7 +160,7 @@ async def test_the_method_is_post_always(emulator: RunningEmulator, client: http
     ],
 )
 async def test_both_keys_are_wanted(emulator: RunningEmulator, query: str, reasons: list[str]) -> None:
-    """If key or shop is missing, wrong or given twice, the answer is 401."""
+    """If the API key or the shop is missing, wrong or given twice, the answer is 401."""
     async with httpx.AsyncClient(trust_env=False) as client:
         response = await client.post(f"{emulator.url}view?{query}", json=VIEW)
 
@@ -240,7 +240,7 @@ async def test_a_long_body_is_refused() -> None:
 
 
 async def test_the_default_maximum_is_eight_mebibytes(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """If a body is larger than 8 MiB, the default maximum, it is read to its end and answered 413."""
+    """If a body is larger than 8 MiB, the default maximum, the whole body is read, and the answer is 413."""
     headers = {"content-type": "application/json"}
     statuses = [
         (await client.post("view", content=b" " * size, headers=headers)).status_code
@@ -267,7 +267,7 @@ async def test_checks_come_in_order(emulator: RunningEmulator, client: httpx.Asy
 
 
 async def test_unknown_events_pass_if_allowed() -> None:
-    """If `allow_unknown_events` is on, events of new names are accepted, alone and in a batch."""
+    """If `allow_unknown_events` is on, events with unknown names are accepted, alone and in a batch."""
     async with (
         running_emulator(Settings(allow_unknown_events=True)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
@@ -281,7 +281,7 @@ async def test_unknown_events_pass_if_allowed() -> None:
 
 
 async def test_a_client_that_leaves_early_is_recorded(emulator: RunningEmulator) -> None:
-    """If the client disconnects during the body, the request is recorded without a status."""
+    """If the client disconnects before the whole body has arrived, the request is recorded without a status."""
     _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.url).port)
     writer.write(b"POST /1.0/view HTTP/1.1\r\nHost: e\r\nContent-Length: 100\r\n\r\n{")
     await until(lambda: emulator.stats()["in_flight"])
@@ -325,7 +325,7 @@ async def test_answers_carry_the_date(client: httpx.AsyncClient) -> None:
 
 
 async def test_the_application_runs_on_any_server() -> None:
-    """If `create_app` is called, it returns a plain ASGI application with the emulator in its state."""
+    """If `create_app` is called, any ASGI server can run the result, and `app.state.emulator` is the emulator."""
     app = create_app(Settings(api_key="k"))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://e/1.0/") as client:

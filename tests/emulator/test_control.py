@@ -1,4 +1,4 @@
-"""The emulator's control side over real HTTP."""
+"""The emulator's control side: HTTP requests under `/_control/` that show or change the emulator's state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def emulator() -> AsyncIterator[RunningEmulator]:
 
 @pytest.fixture
 async def client(emulator: RunningEmulator) -> AsyncIterator[httpx.AsyncClient]:
-    """Provide an HTTP client for both sides of the emulator; control requests need no keys."""
+    """Provide an HTTP client for the emulator's API and for its control side, which needs no key."""
     root = emulator.url.removesuffix("1.0/")
     async with httpx.AsyncClient(base_url=root, timeout=10, trust_env=False) as client:
         yield client
@@ -38,7 +38,7 @@ async def post(client: httpx.AsyncClient, *envelopes: dict[str, Any]) -> int:
 
 
 async def test_stats_count_everything(client: httpx.AsyncClient) -> None:
-    """If `GET stats` is requested, it returns all counters and the worst window."""
+    """If `GET stats` is requested, the answer has all counters, and the maximum number of requests in one window."""
     await post(client, {"view": VIEW}, {"view": VIEW}, {"search": SEARCH})
     await post(client, {"view": {}})
     await client.patch("_control/settings", json={"limit": 1})
@@ -78,7 +78,7 @@ async def test_control_requests_are_not_counted(client: httpx.AsyncClient) -> No
     ],
 )
 async def test_events_are_filtered(client: httpx.AsyncClient, query: dict[str, Any], seqs: list[int]) -> None:
-    """If `GET events` has a filter, it returns the events of that name, session or number, up to the limit."""
+    """If `GET events` has a filter by name, session or number, the answer has only matching events, up to the limit."""
     await post(client, {"view": VIEW}, {"search": SEARCH}, {"view": VIEW})
     found = (await client.get("_control/events", params=query)).json()
 
@@ -86,7 +86,7 @@ async def test_events_are_filtered(client: httpx.AsyncClient, query: dict[str, A
 
 
 async def test_an_event_is_shown_as_received(client: httpx.AsyncClient) -> None:
-    """If an event is shown, it has its number, request, name and fields."""
+    """If an event is shown, the answer has its number, the number of its request, its name and its fields."""
     await post(client, {"search": SEARCH})
 
     assert [{"seq": 1, "request": 1, "name": "search", "fields": SEARCH}] == (
@@ -95,7 +95,7 @@ async def test_an_event_is_shown_as_received(client: httpx.AsyncClient) -> None:
 
 
 async def test_requests_and_refusals_are_shown(client: httpx.AsyncClient) -> None:
-    """If `GET requests` or `GET refused` is requested, the answer has the requests with their reasons."""
+    """If `GET requests` or `GET refused` is requested, the answer lists requests, with reasons if refused."""
     await post(client, {"view": {}})
     await post(client, {"view": VIEW})
     (last,) = (await client.get("_control/requests", params={"limit": 1})).json()
@@ -110,7 +110,7 @@ async def test_requests_and_refusals_are_shown(client: httpx.AsyncClient) -> Non
 
 
 async def test_a_reset_forgets_but_keeps_the_settings(client: httpx.AsyncClient) -> None:
-    """If `POST reset` is requested, ledger, window and faults are cleared; the settings are not changed."""
+    """If `POST reset` is requested, records, counted requests and faults are deleted; the settings do not change."""
     await client.patch("_control/settings", json={"limit": 1})
     await post(client, {"view": VIEW})
     await client.post("_control/faults", json=[{"kind": "status"}])
@@ -133,14 +133,14 @@ async def test_faults_are_added_shown_and_dropped(client: httpx.AsyncClient) -> 
 
 
 async def test_faults_are_added_all_or_none(client: httpx.AsyncClient) -> None:
-    """If one of several faults is wrong, none of them is added."""
+    """If one of several faults is wrong, no fault is added."""
     response = await client.post("_control/faults", json=[{"kind": "status"}, {"kind": "explode"}])
 
     assert (400, []) == (response.status_code, (await client.get("_control/faults")).json())
 
 
 async def test_the_key_can_be_rotated(client: httpx.AsyncClient) -> None:
-    """If the key is changed, the old key is answered 401, and no answer contains the key."""
+    """If the key is changed, a request with the old key gets a 401, and no answer contains the key."""
     response = await client.patch("_control/settings", json={"api_key": "new"})
     statuses = [
         (await client.post("1.0/view", params=KEYS | {"apiKey": key}, json=VIEW)).status_code
@@ -159,7 +159,7 @@ async def test_the_key_can_be_rotated(client: httpx.AsyncClient) -> None:
     [({"forbidden": True}, 403), ({"max_body_bytes": 1}, 413), ({"latency": 0.01}, 200), ({"limit": None}, 200)],
 )
 async def test_settings_change_at_run_time(client: httpx.AsyncClient, changes: dict[str, Any], status: int) -> None:
-    """If a setting is changed, the next request is handled by it."""
+    """If a setting is changed, the next request is handled with the new value."""
     await client.patch("_control/settings", json=changes)
 
     assert status == await post(client, {"view": VIEW})
@@ -189,7 +189,7 @@ async def test_settings_change_at_run_time(client: httpx.AsyncClient, changes: d
 async def test_nonsense_is_refused_with_a_word(
     client: httpx.AsyncClient, method: str, target: str, body: bytes
 ) -> None:
-    """If a control request is invalid, it is answered 400 with the reason."""
+    """If a control request is invalid, the answer is 400 and contains the reason."""
     response = await client.request(method, f"_control/{target}", content=body)
 
     assert (400, True) == (response.status_code, bool(response.json()["error"]))
@@ -199,5 +199,5 @@ async def test_nonsense_is_refused_with_a_word(
     ("method", "target", "status"), [("GET", "reset", 405), ("POST", "stats", 405), ("DELETE", "settings", 405)]
 )
 async def test_control_methods_are_exact(client: httpx.AsyncClient, method: str, target: str, status: int) -> None:
-    """If a control resource gets a wrong method, the answer is 405."""
+    """If a path under `/_control/` is requested with a wrong method, the answer is 405."""
     assert status == (await client.request(method, f"_control/{target}")).status_code

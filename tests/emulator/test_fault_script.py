@@ -1,4 +1,4 @@
-"""Faults as data: their values, and to which requests and how often they apply."""
+"""Simulated faults as data: which values are valid, to which requests a fault applies, and how often."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALL = (
 
 
 def script(*faults: Fault, seed: int = 1) -> FaultScript:
-    """Return a script of these faults."""
+    """Return a `FaultScript` that applies these faults in order."""
     made = FaultScript(Random(seed))
     made.add(*faults)
     return made
@@ -74,7 +74,7 @@ def test_wrong_faults_are_refused_at_birth(facts: object) -> None:
 
 @pytest.mark.parametrize("kind", ALL)
 def test_faults_survive_a_round_trip(kind: str) -> None:
-    """If a fault is converted to data and back, it is equal."""
+    """If a fault is converted to JSON and back, the result equals the fault."""
     fault = Fault.from_dict({"kind": kind, "seconds": 1, "times": None, "path": "/1.0/view", "retry_after": "2"})
 
     assert fault == Fault.from_dict(orjson.loads(orjson.dumps(fault.as_dict())))
@@ -98,12 +98,12 @@ def test_faults_survive_a_round_trip(kind: str) -> None:
     ],
 )
 def test_faults_know_whether_they_record(facts: dict[str, Any], expected: bool) -> None:  # noqa: FBT001
-    """If a request has a fault, it is recorded or not as the kind says; for some kinds `record` decides."""
+    """The fault's kind decides whether its request is recorded; for some kinds, the fault's `record` decides."""
     assert expected == Fault.from_dict(facts).records
 
 
 def test_a_fault_strikes_as_often_as_told() -> None:
-    """If a fault has `times`, it applies to as many requests; then the next fault applies."""
+    """If a fault has `times`, it applies to this number of requests; after these, the next fault applies."""
     faults = script(Fault(kind="status", times=2), Fault(kind="stall"))
     struck = [faults.take("/1.0/view", b"") for _ in range(4)]
 
@@ -118,7 +118,7 @@ def test_a_fault_may_strike_for_ever() -> None:
 
 
 def test_a_fault_strikes_where_it_fits() -> None:
-    """If a fault has a path or a text, it does not apply to other requests."""
+    """If a fault has a path or a text, it applies only to requests with this path or with this text in the body."""
     faults = script(Fault(kind="status", path="/1.0/visitorEvents"), Fault(kind="stall", contains="слон"))
     requests = [("/1.0/view", b"{}"), ("/1.0/view", '"слон"'.encode()), ("/1.0/visitorEvents", b"[]")]
     struck = [faults.take(path, body) for path, body in requests]
@@ -127,7 +127,7 @@ def test_a_fault_strikes_where_it_fits() -> None:
 
 
 def test_chance_follows_the_seed() -> None:
-    """If a fault has a probability, it applies about that often, and with the same seed to the same requests."""
+    """If a fault has a probability, it applies to about this share of requests; the seed decides to which."""
     faults = [script(Fault(kind="status", times=None, probability=0.3), seed=7) for _ in range(2)]
     first, second = ([made.take("/", b"") is not None for _ in range(1000)] for made in faults)
 
@@ -136,14 +136,14 @@ def test_chance_follows_the_seed() -> None:
 
 @pytest.mark.parametrize(("probability", "expected"), [(0, None), (1, "status")])
 def test_the_ends_of_chance_are_certain(probability: float, expected: str | None) -> None:
-    """If the probability is 0, the fault never applies; if it is 1, always."""
+    """If the probability is 0, the fault never applies; if the probability is 1, the fault always applies."""
     fault = script(Fault(kind="status", probability=probability)).take("/", b"")
 
     assert expected == (fault and fault.kind)
 
 
 def test_what_is_left_is_shown() -> None:
-    """If faults are pending, `pending` returns them with the number of requests left."""
+    """If faults are left, `pending` returns them, each with the number of requests to which it still applies."""
     faults = script(Fault(kind="status", times=3), Fault(kind="stall", times=None))
     faults.take("/", b"")
     shown = [(fault.kind, fault.times) for fault in faults.pending()]

@@ -1,4 +1,4 @@
-"""Faults over real connections: what the client gets, and whether the request is recorded."""
+"""Simulated faults over real connections: what the client receives, and whether the request is recorded."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def emulator() -> AsyncIterator[RunningEmulator]:
 
 @pytest.fixture
 async def client(emulator: RunningEmulator) -> AsyncIterator[httpx.AsyncClient]:
-    """Provide an HTTP client for the emulator's API with the right keys."""
+    """Provide an HTTP client for the emulator's API, with the right key and shop."""
     async with httpx.AsyncClient(base_url=emulator.url, params=KEYS, timeout=10, trust_env=False) as client:
         yield client
 
@@ -63,7 +63,7 @@ async def exchange(emulator: RunningEmulator, event: object = VIEW) -> bytes:
 async def test_any_status_is_answered_without_recording(
     emulator: RunningEmulator, client: httpx.AsyncClient, status: int
 ) -> None:
-    """If the fault is `status`, one request is answered with that status and not recorded; the next one succeeds."""
+    """If the fault is `status`, one request gets this status and is not recorded; the next request succeeds."""
     emulator.fail_with("status", status=status)
     statuses = [(await client.post("view", json=VIEW)).status_code for _ in range(2)]
 
@@ -78,7 +78,7 @@ async def test_any_status_is_answered_without_recording(
 async def test_retry_after_is_sent_as_it_is(
     emulator: RunningEmulator, client: httpx.AsyncClient, retry_after: str
 ) -> None:
-    """If the fault has `retry_after`, the header Retry-After has its text."""
+    """If the fault has `retry_after`, the answer's header Retry-After has this text."""
     emulator.fail_with("status", status=429, retry_after=retry_after)
     response = await client.post("view", json=VIEW)
 
@@ -86,7 +86,7 @@ async def test_retry_after_is_sent_as_it_is(
 
 
 async def test_a_redirect_tells_where(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """If the fault has a location, the header Location has its text."""
+    """If the fault has a `location`, the answer's header Location has this text."""
     emulator.fail_with("status", status=307, location="http://elsewhere.example/")
     response = await client.post("view", json=VIEW)
 
@@ -110,7 +110,7 @@ async def test_a_status_may_have_a_body(
 
 
 async def test_a_status_without_content_has_no_body(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """If the status is 204, the answer has no body, even if the fault has one."""
+    """If the status is 204, the answer has no body, even if the fault has a `body`."""
     emulator.fail_with("status", status=204, body="text")
     responses = [await client.post("view", json=VIEW) for _ in range(2)]
 
@@ -118,7 +118,7 @@ async def test_a_status_without_content_has_no_body(emulator: RunningEmulator, c
 
 
 async def test_a_poisoned_event_is_refused_for_ever(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """If a fault has `contains` and no end, it applies to every batch with that text and to no other."""
+    """If a fault has `contains` and `times` is None, every batch with this text is refused, and no other batch is."""
     emulator.fail_with("status", status=400, contains="777", times=None)
     poison, good = {"view": VIEW | {"productId": 777}}, {"view": VIEW}
     batches: list[list[dict[str, Any]]] = [[good, poison], [good], [poison], [poison, good], [good, good]]
@@ -128,7 +128,7 @@ async def test_a_poisoned_event_is_refused_for_ever(emulator: RunningEmulator, c
 
 
 async def test_an_ambiguous_status_records_first(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """If `record` is set, kind `status` records the events and then answers with the status."""
+    """If a fault of kind `status` has `record`, the events are recorded before the answer with this status."""
     emulator.fail_with("status", status=500, record=True)
     response = await client.post("view", json=VIEW)
 
@@ -136,7 +136,7 @@ async def test_an_ambiguous_status_records_first(emulator: RunningEmulator, clie
 
 
 async def test_a_fault_strikes_whatever_the_request_is(emulator: RunningEmulator) -> None:
-    """If a fault is pending, it replaces the answer even to a wrong key, path or method."""
+    """If a fault is pending, it also decides the answer to a request with a wrong key, path or method."""
     emulator.fail_with("status", times=3)
     async with httpx.AsyncClient(base_url=emulator.url, trust_env=False) as client:
         responses = [await client.post("view"), await client.post("nothing"), await client.get("view")]
@@ -149,7 +149,7 @@ async def test_a_fault_strikes_whatever_the_request_is(emulator: RunningEmulator
 
 
 async def test_a_struck_request_keeps_its_place_under_the_limit() -> None:
-    """If a request has a fault, it counts against the limit and in the worst window."""
+    """If a fault applies to a request, the request still counts against the limit and as an arrival."""
     async with (
         running_emulator(Settings(limit=1, per=60)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
@@ -178,7 +178,7 @@ async def test_latency_puts_the_recording_off(emulator: RunningEmulator, client:
 
 
 async def test_any_fault_may_wait_first(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """If a fault has `seconds`, it takes effect that much later."""
+    """If a fault has `seconds`, the fault takes effect after this number of seconds."""
     emulator.fail_with("status", seconds=0.05)
     begun = perf_counter()
     response = await client.post("view", json=VIEW)
@@ -188,7 +188,7 @@ async def test_any_fault_may_wait_first(emulator: RunningEmulator, client: httpx
 
 @pytest.mark.parametrize(("kind", "events"), [("reset_before", 0), ("reset_after", 1)])
 async def test_a_reset_is_a_tcp_reset(emulator: RunningEmulator, kind: Any, events: int) -> None:
-    """If the fault is `reset_*`, the connection is closed with RST, before or after recording."""
+    """If the fault is `reset_before` or `reset_after`, the connection ends with RST before or after the recording."""
     emulator.fail_with(kind)
     with pytest.raises(ConnectionResetError):
         await exchange(emulator)
@@ -198,7 +198,7 @@ async def test_a_reset_is_a_tcp_reset(emulator: RunningEmulator, kind: Any, even
 
 @pytest.mark.parametrize(("kind", "events"), [("close_before", 0), ("close_after", 1)])
 async def test_a_close_is_an_orderly_end(emulator: RunningEmulator, kind: Any, events: int) -> None:
-    """If the fault is `close_*`, the connection is closed with FIN and no bytes, before or after recording."""
+    """If the fault is `close_before` or `close_after`, the connection ends with FIN before or after the recording."""
     emulator.fail_with(kind)
     answer = await exchange(emulator)
 
@@ -241,7 +241,7 @@ async def test_garbage_is_no_http(emulator: RunningEmulator, record: bool | None
 async def test_broken_connections_are_errors_to_httpx(
     emulator: RunningEmulator, client: httpx.AsyncClient, kind: Any, error: type[Exception]
 ) -> None:
-    """If a fault breaks the connection, the client gets the matching error, and its next request succeeds."""
+    """If a fault breaks the connection, httpx raises the matching error, and the client's next request succeeds."""
     emulator.fail_with(kind)
     with pytest.raises(error):
         await client.post("view", json=VIEW)
@@ -256,7 +256,7 @@ async def test_a_kept_connection_breaks_as_a_new_one(
     client: httpx.AsyncClient,
     reused: bool,  # noqa: FBT001
 ) -> None:
-    """If a connection is reused, a fault has the same effect as on the first request."""
+    """If a fault applies to a later request of a connection, its effect is the same as on the first request."""
     if reused:
         await client.post("view", json=VIEW)
     emulator.fail_with("reset_after")
@@ -276,7 +276,7 @@ async def begin(emulator: RunningEmulator, sent: bytes) -> tuple[asyncio.StreamR
 
 @pytest.mark.parametrize("rest", [b"P", REQUEST[:-1], REQUEST])
 async def test_a_connection_may_close_as_it_is_reused(emulator: RunningEmulator, rest: bytes) -> None:
-    """If the fault is `close_idle`, the answer is as usual, and the next request's first bytes close the connection."""
+    """If the fault is `close_idle`, the request succeeds; the next request's first bytes close the connection."""
     emulator.fail_with("close_idle")
     reader, writer, answer = await begin(emulator, REQUEST)
     writer.write(rest)
@@ -296,7 +296,7 @@ async def test_a_connection_may_close_as_it_is_reused(emulator: RunningEmulator,
 
 
 async def test_a_request_sent_too_early_is_lost_as_well(emulator: RunningEmulator) -> None:
-    """If a request is pipelined behind one with `close_idle`, it is not handled."""
+    """If a second request is sent before the answer to a request with `close_idle`, the second is not handled."""
     emulator.fail_with("close_idle", seconds=0.01)
     reader, writer, _ = await begin(emulator, REQUEST * 2)
     end = await asyncio.wait_for(reader.read(), 10)
@@ -309,7 +309,7 @@ async def test_a_request_sent_too_early_is_lost_as_well(emulator: RunningEmulato
 async def test_a_connection_closed_on_reuse_is_an_error_to_httpx(
     emulator: RunningEmulator, client: httpx.AsyncClient
 ) -> None:
-    """If the fault is `close_idle`, a client's next request fails, and later ones succeed."""
+    """If the fault is `close_idle`, the client's next request fails, and later requests succeed."""
     emulator.fail_with("close_idle")
     first = await client.post("view", json=VIEW)
     with pytest.raises(httpx.TransportError):
@@ -336,7 +336,7 @@ async def test_a_stall_lasts_until_the_client_leaves(
 
 
 async def test_a_stall_delays_no_other_request(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """If one request stalls, others are answered."""
+    """If one request stalls, other requests are still answered."""
     emulator.fail_with("stall", contains="777")
     stalled = asyncio.ensure_future(client.post("view", json=VIEW | {"productId": 777}))
     await until(lambda: emulator.stats()["in_flight"])
@@ -350,7 +350,7 @@ async def test_a_stall_delays_no_other_request(emulator: RunningEmulator, client
 
 @pytest.mark.parametrize("kind", ["reset_after", "close_after", "truncate"])
 async def test_recording_judges_as_ever(emulator: RunningEmulator, kind: Any) -> None:
-    """If a request is invalid and its fault records, it is recorded as refused."""
+    """If a request is invalid and gets a fault that records requests, the request is recorded as refused."""
     emulator.fail_with(kind)
     await asyncio.gather(exchange(emulator, {}), return_exceptions=True)
 
@@ -370,7 +370,7 @@ async def test_a_wrong_fault_is_refused_by_the_helper(emulator: RunningEmulator)
 
 @pytest.mark.parametrize("kind", BROKEN)
 async def test_breaking_needs_the_own_server(kind: Any) -> None:
-    """If another server runs the application, a fault that breaks connections raises an error that says so."""
+    """If another server runs the application, a fault that breaks connections raises an error."""
     app = create_app()
     app.state.emulator.faults.add(Fault(kind=kind))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://e/1.0/") as client:

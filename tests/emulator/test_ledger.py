@@ -13,7 +13,7 @@ from retailrocket_async.emulator import Ledger, RequestRecord
 
 
 def opened(ledger: Ledger, path: str = "/1.0/view") -> RequestRecord:
-    """Open a request in the ledger."""
+    """Record a new request, which has no answer yet, in the ledger. Return its record."""
     return ledger.open(time=1.0, method="POST", path=path, query={}, content_type="application/json")
 
 
@@ -25,7 +25,7 @@ def accepted(ledger: Ledger, *names: str, session: str = "s1") -> None:
 
 
 def test_numbers_are_given_in_order() -> None:
-    """If requests and events are recorded, each is numbered from 1, events across requests."""
+    """If requests and events are recorded, both are numbered from 1; an event's number is unique in the ledger."""
     ledger = Ledger()
     accepted(ledger, "view", "search")
     accepted(ledger, "order")
@@ -50,7 +50,7 @@ def test_numbers_are_given_in_order() -> None:
     ],
 )
 def test_events_are_filtered(query: dict[str, Any], seqs: list[int]) -> None:
-    """If events are filtered by name, session or number, the oldest are returned first, up to the limit."""
+    """If events are filtered by name, session or number, the oldest matching events are returned, up to the limit."""
     ledger = Ledger()
     accepted(ledger, "view", "search")
     accepted(ledger, "view", "order", session="s2")
@@ -59,7 +59,7 @@ def test_events_are_filtered(query: dict[str, Any], seqs: list[int]) -> None:
 
 
 def test_old_events_are_dropped_but_counted() -> None:
-    """If there are more than `keep` events, the oldest are dropped, but counters and numbers include them."""
+    """If there are more than `keep` events, the oldest are dropped, but still counted; numbers do not change."""
     ledger = Ledger(keep=3)
     for _ in range(5):
         accepted(ledger, "view", "search")
@@ -91,7 +91,7 @@ def test_old_requests_are_dropped_but_counted() -> None:
 
 
 def test_the_last_requests_are_found() -> None:
-    """If requests are limited, the newest ones are returned, in order."""
+    """If `requests` gets a limit, it returns at most this number of requests: the newest, in order."""
     ledger = Ledger()
     for _ in range(5):
         accepted(ledger)
@@ -113,7 +113,7 @@ def test_bodies_are_capped() -> None:
 
 
 def test_a_body_that_is_no_text_is_shown_all_the_same() -> None:
-    """If a body is not UTF-8, it is shown with replacement characters."""
+    """If a body is not UTF-8, the record shows the body with replacement characters."""
     ledger = Ledger()
     record = opened(ledger)
     ledger.read(record, b"\xff{}", 3)
@@ -122,7 +122,7 @@ def test_a_body_that_is_no_text_is_shown_all_the_same() -> None:
 
 
 def test_an_open_request_is_in_flight() -> None:
-    """If a request is open, it counts as in flight; if it gets no answer, it counts under "none"."""
+    """If a request is open, it counts as in flight; if it was closed without an answer, it counts under "none"."""
     ledger = Ledger()
     opened(ledger)
     ledger.close(opened(ledger), None)
@@ -132,7 +132,7 @@ def test_an_open_request_is_in_flight() -> None:
 
 
 def test_what_was_open_at_a_reset_leaves_no_trace() -> None:
-    """If a request was open when the ledger was cleared, it changes nothing afterwards."""
+    """If a request was open when the ledger was cleared, the end of this request changes nothing in the ledger."""
     ledger = Ledger()
     stale = opened(ledger)
     ledger.clear()
@@ -145,7 +145,7 @@ def test_what_was_open_at_a_reset_leaves_no_trace() -> None:
 
 
 def test_numbers_restart_after_a_reset() -> None:
-    """If a ledger is cleared, it equals a new one."""
+    """If a ledger is cleared, its numbers and counters start again as in a new ledger."""
     ledger = Ledger()
     accepted(ledger, "view")
     ledger.clear()
@@ -160,7 +160,7 @@ def test_numbers_restart_after_a_reset() -> None:
 
 
 def test_events_are_held_as_the_body_they_came_in() -> None:
-    """If events are recorded with a body, they are parsed again from the body when they are read."""
+    """If events are recorded with their request's body, they are parsed again from the body when they are read."""
     ledger = Ledger(keep=2)
     batch = [{"search": {"sessionExternalId": "s1"}}, {"order": {"price": 1.5}}]
     ledger.accept(
@@ -193,7 +193,7 @@ def test_an_event_is_found_however_its_body_spells_it(query: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("text", ["\ud800", '"', "\\"])
 def test_a_filter_may_be_any_text(text: str) -> None:
-    """If a filter is any text, it raises no error and finds only matching events."""
+    """If any text is used as a filter, no error is raised, and only matching events are found."""
     ledger = Ledger()
     ledger.accept(opened(ledger), [("view", {})], b"{}")
 
@@ -218,7 +218,7 @@ def test_held_events_are_no_burden_to_the_garbage_collector() -> None:
 
 
 def test_bodies_are_let_go_with_their_events() -> None:
-    """If the last of a body's events is dropped, the body is freed."""
+    """If the last event of a body is dropped, the ledger no longer refers to the body."""
     ledger = Ledger(keep=3)
     batch = [{"view": {}}, {"search": {}}]
     body = orjson.dumps(batch)

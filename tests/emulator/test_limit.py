@@ -1,4 +1,4 @@
-"""The request limit, the latency and the arrival jitter, over real HTTP."""
+"""The emulator's request limit, its latency and its arrival jitter (a random delay), over real HTTP."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 async def test_the_limit_is_kept_to_the_request() -> None:
-    """If more than `limit` requests arrive in one window, exactly `limit` are admitted; the others get 429."""
+    """If more than `limit` requests arrive in one window, exactly `limit` are admitted; the other requests get 429."""
     async with (
         running_emulator(Settings(limit=5, per=60)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, params=KEYS, trust_env=False) as client,
@@ -47,7 +47,7 @@ async def test_the_limit_is_kept_to_the_request() -> None:
 
 
 async def test_requests_without_the_key_take_no_place_but_count_as_arrivals() -> None:
-    """If the key is wrong, the request uses no permit, but counts in the worst window; a GET does not."""
+    """If the key is wrong, the request does not use up the limit but counts as an arrival; a GET does not count."""
     async with (
         running_emulator(Settings(limit=1, per=60)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, trust_env=False) as client,
@@ -61,7 +61,7 @@ async def test_requests_without_the_key_take_no_place_but_count_as_arrivals() ->
 
 
 async def test_the_limit_is_decided_on_arrival() -> None:
-    """If a request arrives, it counts against the limit before its body is read."""
+    """If a request's head arrives, the request counts against the limit before its body is read."""
     body = orjson.dumps(VIEW)
     head = b"POST /1.0/view?apiKey=dev-api-key&partnerId=dev-partner HTTP/1.1\r\nHost: e\r\n"
     head += b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -112,7 +112,7 @@ async def test_jitter_puts_off_the_arrival() -> None:
 
 
 async def test_a_request_arrives_when_its_head_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the loop is busy after reading a request's head, the time of arrival is still that of the reading."""
+    """If the loop is busy after a request's head was read, the arrival time is still the time of the reading."""
     read: list[float] = []
     async with (
         running_emulator() as emulator,
@@ -133,7 +133,7 @@ async def test_a_request_arrives_when_its_head_is_read(monkeypatch: pytest.Monke
 
 
 def test_arrivals_never_run_backwards() -> None:
-    """If a head was read before the last arrival, the request counts as arrived at the last arrival's time."""
+    """If a request's time is before the previous arrival, the request gets the time of the previous arrival."""
     emulator = Emulator(Settings())
     last = emulator.arrival(emulator.now() + 600)
 

@@ -41,7 +41,7 @@ SEARCH: dict[str, Any] = {"sessionExternalId": "boris", "searchPhrase": "Кра�
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[EmulatorProcess]:
-    """Provide one emulator for all tests, with a limit that they do not reach."""
+    """Provide one emulator for all tests, with a limit that the tests do not reach."""
     with emulator_process(Settings(limit=1000)) as emulator:
         yield emulator
 
@@ -67,7 +67,7 @@ class Tab(NamedTuple):
 
 @pytest.fixture(scope="module")
 def tab(browser: Browser) -> Tab:
-    """Provide one tab for all tests; it keeps the theme that a test chose."""
+    """Provide one tab for all tests; the theme that one test chooses stays for the next tests."""
     tab = Tab(browser.new_context(permissions=["clipboard-read", "clipboard-write"]).new_page(), [], [])
     tab.page.on("request", lambda request: tab.requested.append(request.url))
     tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
@@ -77,7 +77,7 @@ def tab(browser: Browser) -> Tab:
 
 @pytest.fixture
 def page(tab: Tab, emulator: EmulatorProcess) -> Iterator[Page]:
-    """Provide the page of an empty emulator; fail if it loads from another host or raises an error."""
+    """Provide the page of an empty emulator; fail if the page loads from another host or reports an error."""
     emulator.reset()
     tab.requested.clear()
     tab.errors.clear()
@@ -97,7 +97,7 @@ def post(emulator: EmulatorProcess, *envelopes: object, body: bytes | None = Non
 
 
 def run(command: str) -> str:
-    """Run a command in a shell with the key in the environment. Return its output."""
+    """Run a command in a shell with the API key in the environment. Return the command's output."""
     env = {**os.environ, "RETAILROCKET_API_KEY": KEYS["apiKey"], "no_proxy": "*"}
     return subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True, check=True, timeout=10).stdout
 
@@ -106,7 +106,7 @@ def rows(page: Page, *texts: str) -> None:
     """Wait until the list has exactly one row for each text, newest first."""
     from playwright.sync_api import expect
 
-    # Rows are not moved in the document; their position is a number.
+    # The order of the rows in the document is not their order on the page, which is in `aria-posinset`.
     listed = page.locator(".row")
     expect(listed).to_have_count(len(texts))
     for place, text in enumerate(texts, 1):
@@ -121,7 +121,7 @@ def has(page: Page, selector: str, text: str | re.Pattern[str]) -> None:
 
 
 def test_the_first_event(page: Page, emulator: EmulatorProcess) -> None:
-    """If the page is empty, it shows a command; run in a shell, this sends an event, and the page shows it."""
+    """If the page is empty, it shows a shell command; running the command sends an event, which the page shows."""
     command = page.locator("#first-command").inner_text()
     answer = run(command)
 
@@ -137,7 +137,7 @@ def test_the_first_event(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_filters(page: Page, emulator: EmulatorProcess) -> None:
-    """If filters for type, visitor or text are set, matching events are shown; Clear shows all again."""
+    """If filters for type, visitor or text are set, only matching events are shown; the Clear button shows all."""
     post(emulator, {"view": VIEW}, {"search": SEARCH}, {"addToBasket": BASKET})
     rows(page, "addToBasket", "search", "view")
     page.select_option("#type", "view")
@@ -157,7 +157,7 @@ def test_filters(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_refused_request(page: Page, emulator: EmulatorProcess) -> None:
-    """If a request is refused, the page shows every reason and marks the place in the body."""
+    """If a request is refused, the page shows every reason and marks the wrong places in the body."""
     odd = {"sessionExternalId": "a b", "productId": "12", "x: y": [1], "stockId": ""}
     post(emulator, {"view": VIEW}, {"view": odd}, {"order": {**VIEW, "quantity": 0, "price": 1}}, {"viw": {}}, 7)
     page.click("[data-view=refused]")
@@ -180,7 +180,7 @@ def test_a_refused_request(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_refused_body_that_is_no_json(page: Page, emulator: EmulatorProcess) -> None:
-    """If a body is not JSON, the wrong character is marked; of a large batch only the bad event is unfolded."""
+    """If a body is not JSON, the wrong character is marked; of a large batch, only the bad event is shown in full."""
     post(emulator, body='[{"search": {"searchPhrase": "чай"}, oops]'.encode())
     page.click("[data-view=refused]")
     page.click(".row")
@@ -197,7 +197,7 @@ def test_a_refused_body_that_is_no_json(page: Page, emulator: EmulatorProcess) -
 
 
 def test_faults(page: Page, emulator: EmulatorProcess) -> None:
-    """If a fault's button is clicked, as many requests fail as the field says; faults are listed and can be dropped."""
+    """If a fault's button is clicked, the next requests fail, as many as the field says; the faults can be cleared."""
     page.fill("#times", "2")
     page.get_by_role("button", name="503").click()
     has(page, "#pending", "503 2 left")
@@ -215,7 +215,7 @@ def test_faults(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_every_fault_is_one(page: Page, emulator: EmulatorProcess) -> None:
-    """If a button adds a fault, the emulator accepts it; the buttons have every kind."""
+    """If all fault buttons are clicked, the emulator accepts all these faults, which are of eight kinds."""
     buttons = page.locator("#fault-buttons button")
     for place in range(buttons.count()):
         buttons.nth(place).click()
@@ -239,7 +239,7 @@ def test_reset(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_journey(page: Page, emulator: EmulatorProcess) -> None:
-    """If a visitor is clicked, all of the visitor's events are listed in order, and later ones are added."""
+    """If a visitor is clicked, all of the visitor's events are listed in order, and later events are added."""
     post(emulator, {"view": VIEW}, {"search": SEARCH}, {"addToBasket": BASKET})
     page.locator(".who", has_text="anna").first.click()
     has(page, ".journey li >> nth=1", "addToBasket")
@@ -256,7 +256,7 @@ def test_a_journey(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_curl(page: Page, emulator: EmulatorProcess) -> None:
-    """If the shown curl command is run in a shell, it sends the same body again, whatever its characters."""
+    """If the shown curl command is run in a shell, it sends the same body again, whatever characters the body has."""
     phrase = "it's \"$HOME\" `id` $(id) \\ !x %41 &; * \t 'чай' 🫖 \u2028"
     body = json.dumps([{"search": {**SEARCH, "searchPhrase": phrase}}], ensure_ascii=False, indent=1).encode()
     post(emulator, body=body)
@@ -272,7 +272,7 @@ def test_curl(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_curl_of_an_attacker(page: Page, emulator: EmulatorProcess) -> None:
-    """If a request contains shell syntax, its command runs nothing else; a body that cannot be pasted has none."""
+    """If a request contains shell syntax, its command runs only curl; for control characters there is no command."""
     method = "`ID`|$X&'"
     httpx.request(
         method, f"{emulator.root}/1.0/$(id)`id`\"'!", params={'"$(id)`': "'!\\"}, headers={"Content-Type": "'`id`"}
@@ -288,7 +288,7 @@ def test_curl_of_an_attacker(page: Page, emulator: EmulatorProcess) -> None:
     has(page, ".detail", "bytes that no command can")
 
     assert ["curl", "-X", method, "-H", "Content-Type: '`id`"] == [*words[:3], *words[4:]]
-    # These characters have a meaning to the shell within double quotes.
+    # The shell interprets these characters within double quotes, so the URL must not contain them.
     assert not set(url) & set('`"$!\\')
     assert "/1.0/$(id)`id`\"'!" == httpx.URL(url).path
     assert {"apiKey": "key", '"$(id)`': "'!\\"} == dict(httpx.URL(url).params)
@@ -337,7 +337,7 @@ def test_thousands_of_events(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_held_list(page: Page, emulator: EmulatorProcess) -> None:
-    """If an item is selected, new items do not move the list; a button counts and shows them."""
+    """If an item is selected, new items do not move the list; a button shows their number, and a click lists them."""
     post(emulator, {"view": VIEW})
     page.click(".row")
     post(emulator, {"search": SEARCH})
@@ -381,7 +381,7 @@ def test_keyboard(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_a_phone(page: Page, emulator: EmulatorProcess) -> None:
-    """If the screen is as narrow as a phone's, nothing is wider, and the details cover the list."""
+    """If the screen is as narrow as a phone's, the page is not wider than the screen; the details cover the list."""
     page.set_viewport_size({"width": 375, "height": 700})
     post(emulator, {"view": {**VIEW, "stockId": "x" * 50}}, {"search": SEARCH})
     rows(page, "search", "view")
@@ -396,7 +396,7 @@ def test_a_phone(page: Page, emulator: EmulatorProcess) -> None:
 
 
 def test_themes(page: Page) -> None:
-    """If no theme is chosen, the system's is used; a chosen theme survives a reload."""
+    """If no theme is chosen, the page uses the system's theme; a chosen theme survives a reload."""
     background = "getComputedStyle(document.body).backgroundColor"
     light, _ = page.evaluate(background), page.emulate_media(color_scheme="dark")
     dark = page.evaluate(background)

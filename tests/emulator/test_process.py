@@ -30,7 +30,7 @@ KEY = "s3cret"
 
 @pytest.fixture(scope="module")
 def shared_process() -> Generator[EmulatorProcess]:
-    """Provide one emulator, in its own process, for all tests that need no other."""
+    """Provide one emulator, in its own process, for all tests that do not start their own emulator."""
     with emulator_process(Settings(limit=None, api_key=KEY)) as emulator:
         yield emulator
 
@@ -58,7 +58,7 @@ def send(url: str, event: object = VIEW, key: str = KEY) -> int:
 
 
 def test_a_process_is_controlled_from_outside(emulator: EmulatorProcess) -> None:
-    """If an emulator runs in its own process, all methods of its handle control it."""
+    """If an emulator runs in its own process, every method of its handle shows or changes the emulator's state."""
     statuses = [send(emulator.url), send(emulator.url, {})]
     seen = (
         [event["seq"] for event in emulator.events(name="view", session="s1", after=0, limit=9)],
@@ -85,13 +85,13 @@ def test_a_process_is_controlled_from_outside(emulator: EmulatorProcess) -> None
 
 
 def test_a_process_refuses_wrong_settings(emulator: EmulatorProcess) -> None:
-    """If the control side refuses a setting, an error with its text is raised."""
+    """If the emulator refuses a setting, `EmulatorError` is raised with the emulator's reason."""
     with pytest.raises(EmulatorError, match="limit must be"):
         emulator.configure(limit=0)
 
 
 def test_a_process_ends_with_its_block() -> None:
-    """If the block ends, the process ends, even while a request stalls."""
+    """If the `with` block ends, the process ends, even while a request stalls."""
     with emulator_process() as emulator:
         emulator.add_faults([{"kind": "stall"}])
         port = httpx.URL(emulator.root).port or 0
@@ -144,7 +144,7 @@ def test_the_command_may_end_with_its_input() -> None:
 
 
 def test_a_process_that_will_not_end_is_killed() -> None:
-    """If the process ignores SIGTERM, it is killed."""
+    """If the process ignores SIGTERM, `end` kills the process."""
     code = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -167,7 +167,7 @@ def test_a_process_that_cannot_start_is_an_error() -> None:
 
 
 def test_a_process_that_starts_too_slowly_is_an_error() -> None:
-    """If the process does not start in time, it is killed, and an error is raised."""
+    """If the emulator's process does not start in time, the process is killed, and an error is raised."""
     with pytest.raises(EmulatorError, match="did not start"), emulator_process(startup_timeout=0.001):
         pass
 
@@ -175,7 +175,7 @@ def test_a_process_that_starts_too_slowly_is_an_error() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for another process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_says_one_line_and_ends_in_order(number: signal.Signals) -> None:
-    """If the command gets a signal, it has printed only its address, and exits with status 0."""
+    """The command prints one line, its address, and exits with status 0 when it gets SIGINT or SIGTERM."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "retailrocket_async.emulator", "--api-key", KEY, "--limit", "none"]
     with subprocess.Popen(
@@ -193,13 +193,13 @@ def test_the_command_says_one_line_and_ends_in_order(number: signal.Signals) -> 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no sessions")
 def test_a_process_is_out_of_the_terminals_reach(emulator: EmulatorProcess) -> None:
-    """If Ctrl-C is pressed on the terminal, the emulator does not get it, because it has its own session."""
+    """If Ctrl-C is pressed on the terminal, the emulator continues, because its process has its own session."""
     assert os.getsid(emulator.pid) == emulator.pid
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc")
 def test_the_key_is_no_argument(emulator: EmulatorProcess) -> None:
-    """If the process is listed, its arguments do not contain the key, because every user can read them."""
+    """The arguments of the emulator's process, which every user can read, do not contain the key."""
     arguments = Path(f"/proc/{emulator.pid}/cmdline").read_bytes()
     statuses = [send(emulator.url), send(emulator.url, key="dev-api-key")]
 
@@ -207,7 +207,7 @@ def test_the_key_is_no_argument(emulator: EmulatorProcess) -> None:
 
 
 def test_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If no argument gives the key, the command takes it from the environment; the help does not show it."""
+    """If no argument gives the key, the command reads the key from the environment; `--help` does not show the key."""
     monkeypatch.setenv("RETAILROCKET_EMULATOR_API_KEY", "s3cret")
     made = parser()
 
@@ -217,7 +217,7 @@ def test_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_spares_the_collector_its_modules() -> None:
-    """If the module runs as a command, it freezes the garbage collector's objects; importing it does not."""
+    """If the module runs as a command, it calls `gc.freeze`; if the module is only imported, it does not."""
     code = (
         "import gc, runpy, sys\n"
         "import retailrocket_async.emulator.__main__\n"

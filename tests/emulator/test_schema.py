@@ -1,4 +1,4 @@
-"""The strict check of events and batches: one test for each rule of the contract."""
+"""The emulator's strict check of events and batches: one test for each rule of the API's contract."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ SESSION = {"sessionExternalId": "60842392e4881c65e6c5e423"}
 MOMENT = {"timestamp": "2018-09-15T15:53:00+00:00"}
 STOCK = {"stockId": "NewYork"}
 
-# The contract's table is written here a second time: required fields, then optional ones.
+# The API's contract: the required and the optional fields of each event, with valid values. The table is written here
+# a second time, so a mistake in the emulator's own table is found.
 CONTRACT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "view": (SESSION | {"productId": 123456}, STOCK | MOMENT),
     "groupView": (SESSION | {"groupId": 654321, "productIds": [123456, 234567]}, STOCK | MOMENT),
@@ -50,14 +51,14 @@ def home(field: str) -> str:
 
 
 def check(field: str, value: object) -> list[str]:
-    """Check a valid event in which `field` has `value`. Return the reasons against it."""
+    """Check an event with `value` in `field` and valid values in all other fields. Return the reasons to refuse it."""
     name = home(field)
     required, optional = CONTRACT[name]
     return check_event(name, required | optional | {field: value})
 
 
 def test_the_events_are_the_twelve_of_the_contract() -> None:
-    """If the emulator's events are listed, they are the twelve of the contract."""
+    """The emulator knows exactly the twelve events of the API's contract."""
     assert CONTRACT.keys() == EVENTS.keys()
 
 
@@ -94,7 +95,7 @@ def test_every_required_field_is_missed(name: str, field: str) -> None:
     + [("groupView", "groupView"), ("view", "ProductId"), ("view", "userAgent")],
 )
 def test_fields_of_other_events_are_refused(name: str, field: str) -> None:
-    """If an event has a field that the contract does not give it, the event is refused."""
+    """If an event has a field that only other events may have, the event is refused."""
     assert [f"{field}: is no field of this event"] == check_event(name, CONTRACT[name][0] | {field: "1"})
 
 
@@ -116,14 +117,14 @@ def test_fields_of_other_events_are_refused(name: str, field: str) -> None:
     ],
 )
 def test_integers_are_exact(field: str, text: str, reason: str) -> None:
-    """If an integer is not an integer literal of at most 64 bits, it is refused."""
+    """If the value of an integer field is not a JSON integer of at most 64 bits, the value is refused."""
     assert [f"{field}: {reason}"] == check(field, orjson.loads(text))
 
 
 @pytest.mark.parametrize("field", INTEGERS)
 @pytest.mark.parametrize("value", [2**63 - 1, -(2**63), 0, -1])
 def test_all_of_int64_is_an_integer(field: str, value: int) -> None:
-    """If an id is a signed 64-bit integer, it is valid."""
+    """If an id is any signed 64-bit integer, the id is valid."""
     assert [] == check(field, value)
 
 
@@ -144,7 +145,7 @@ def test_all_of_int64_is_an_integer(field: str, value: int) -> None:
     ],
 )
 def test_lists_of_products_are_checked_item_by_item(value: object, reasons: list[str]) -> None:
-    """If `productIds` is empty or has an item that is not an integer, a reason names the item."""
+    """If `productIds` is no array, is empty or has bad items, it is refused; the reasons give each bad item's index."""
     assert reasons == check("productIds", value)
 
 
@@ -160,32 +161,32 @@ def test_lists_of_products_are_checked_item_by_item(value: object, reasons: list
     ],
 )
 def test_texts_are_strings(field: str, value: object, reason: str) -> None:
-    """If a text is not a JSON string, it is refused."""
+    """If the value of a text field is not a JSON string, the value is refused."""
     assert [f"{field}: {reason}"] == check(field, value)
 
 
 @pytest.mark.parametrize("field", [name for name in TEXTS if name != "timestamp"])
 def test_no_text_is_empty(field: str) -> None:
-    """If a text is empty, it is refused."""
+    """If the value of a text field is an empty string, the value is refused."""
     assert [f"{field}: must not be empty"] == check(field, "")
 
 
 @pytest.mark.parametrize("field", IDENTIFIERS + SHORT_TEXTS)
 def test_short_texts_end_at_fifty_characters(field: str) -> None:
-    """If a short text has fifty characters, it is valid; fifty-one are too many."""
+    """If an identifier or a short text has fifty characters, it is valid; with fifty-one characters it is refused."""
     assert ([], [f"{field}: must be at most 50 characters, not 51"]) == (check(field, "a" * 50), check(field, "a" * 51))
 
 
 @pytest.mark.parametrize("field", SHORT_TEXTS)
 def test_length_is_counted_in_characters(field: str) -> None:
-    """If a short text has fifty characters of any alphabet, it is valid, however many bytes they take."""
+    """If a short text has fifty characters of any alphabet, the text is valid, however many bytes it has."""
     assert [] == check(field, "ё" * 49 + "😀")
 
 
 @pytest.mark.parametrize("field", IDENTIFIERS)
 @pytest.mark.parametrize("value", ["a-b", "a b", "a_b", "сессия", "a\n", "\u0661\u0662", "é", "a.b"])
 def test_identifiers_are_ascii_letters_and_digits(field: str, value: str) -> None:
-    """If an external id has other characters than ASCII letters and digits, it is refused."""
+    """If an external id contains a character that is not an ASCII letter or digit, the id is refused."""
     assert [f"{field}: must be letters and digits only"] == check(field, value)
 
 
@@ -204,7 +205,7 @@ def test_a_search_phrase_may_be_long() -> None:
     ],
 )
 def test_numbers_are_exact(field: str, value: object, reason: str) -> None:
-    """If a number is not a JSON number, it is refused."""
+    """If the value of a number field is not a JSON number, the value is refused."""
     assert [f"{field}: {reason}"] == check(field, value)
 
 
@@ -222,7 +223,7 @@ def test_numbers_are_exact(field: str, value: object, reason: str) -> None:
     ],
 )
 def test_numbers_keep_their_bounds(field: str, value: float, reasons: list[str]) -> None:
-    """If a quantity is not above 0, or a price is below 0, it is refused; fractions are valid."""
+    """If a quantity is not above 0, or a price is below 0, the value is refused; fractions are valid."""
     assert reasons == check(field, value)
 
 
@@ -267,7 +268,7 @@ def test_other_forms_are_no_timestamps(value: str) -> None:
     "value", ["2018-02-30T00:00:00Z", "2018-13-01T00:00:00Z", "2018-01-01T25:00:00Z", "2018-01-01T00:00:00+24:00"]
 )
 def test_impossible_moments_are_no_timestamps(value: str) -> None:
-    """If a timestamp has the right format but is not in the calendar, it is refused."""
+    """If a timestamp has the right format but its date, time or offset cannot exist, the timestamp is refused."""
     (reason,) = check("timestamp", value)
 
     assert reason.startswith("timestamp: must be a real moment: ")
@@ -275,7 +276,7 @@ def test_impossible_moments_are_no_timestamps(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["79991234567", "+7 999 123-45-67", "+0123456", "+1234567890123456", "+", "+7\n"])
 def test_phones_are_e164(value: str) -> None:
-    """If a phone is not a plus and two to fifteen digits, the first not 0, it is refused."""
+    """If a phone number is not a plus and 2 to 15 digits, of which the first is not 0, the number is refused."""
     assert ["phone: must be E.164, such as +79991234567"] == check("phone", value)
 
 
@@ -294,7 +295,7 @@ def test_custom_data_is_an_object(value: object) -> None:
 
 
 def test_all_reasons_are_told() -> None:
-    """If an event has several faults, there is a reason for each."""
+    """If an event has several mistakes, there is a reason for each mistake."""
     event = {"productId": "1", "stockId": "", "colour": "red"}
 
     assert [
@@ -312,7 +313,7 @@ def test_an_event_is_an_object(body: object, kind: str) -> None:
 
 
 def test_a_batch_of_all_events_is_good() -> None:
-    """If a batch has all twelve events, also of different sessions, it is valid."""
+    """If a batch contains an event of each of the twelve types, the batch is valid."""
     assert [] == check_batch([{name: required | optional} for name, (required, optional) in CONTRACT.items()])
 
 
@@ -334,7 +335,7 @@ def test_a_batch_of_all_events_is_good() -> None:
     ],
 )
 def test_a_batch_is_an_array_of_envelopes(batch: object, reason: str) -> None:
-    """If a batch is empty, or not an array of objects with one event name each, it is refused."""
+    """If a batch is empty, or not an array of objects with one event name each, the batch is refused."""
     assert [reason] == check_batch(batch)
 
 
@@ -350,7 +351,7 @@ def test_reasons_start_with_the_path() -> None:
 
 
 def test_reasons_are_capped() -> None:
-    """If there are more than a thousand reasons, the first thousand are returned, and a line that says so."""
+    """If there are more than a thousand reasons, the first thousand are returned, and then "... and more"."""
     wrong: list[list[str]] = [
         check_batch([1] * 1_001),
         check_batch([1] * 1_000_000),
@@ -363,7 +364,7 @@ def test_reasons_are_capped() -> None:
 
 
 def test_unknown_events_pass_if_allowed() -> None:
-    """If `allow_unknown` is set, events of new names are valid; known events are still checked."""
+    """If `allow_unknown` is set, events with unknown names are valid; known events are still checked."""
     batch = [{"stepOnMoon": {"foot": "left"}}, {"view": {}}]
 
     assert [
@@ -373,5 +374,5 @@ def test_unknown_events_pass_if_allowed() -> None:
 
 
 def test_unknown_events_are_objects_all_the_same() -> None:
-    """If `allow_unknown` is set, an event of a new name must still be an object."""
+    """If `allow_unknown` is set, an event with an unknown name must still be an object."""
     assert ["body: must be an object, not null"] == check_event("stepOnMoon", None, allow_unknown=True)

@@ -1,4 +1,4 @@
-"""An emulator in the current event loop, which runs during a block or until a signal."""
+"""Emulators in the current event loop: `running_emulator` runs one during a block, and `serve` until a signal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 def test_public_names_are_sorted_and_there() -> None:
-    """If `__all__` is read, it is sorted, and every name in it exists."""
+    """The package's `__all__` is sorted, and every name in `__all__` exists."""
     names = [name for name in package.__all__ if hasattr(package, name)]
 
     assert sorted(names) == package.__all__
@@ -66,7 +66,7 @@ async def test_many_emulators_run_side_by_side() -> None:
 
 
 async def test_the_handle_steers() -> None:
-    """If the handle changes settings or resets, the emulator does so."""
+    """If the handle changes the settings or resets the emulator, the next requests are handled accordingly."""
     async with running_emulator() as emulator:
         emulator.configure(forbidden=True)
         refused = (await post(emulator)).status_code
@@ -83,7 +83,7 @@ async def test_the_handle_steers() -> None:
 
 
 async def test_a_rotated_key_holds_at_once() -> None:
-    """If the key is changed, the old key is answered 401 immediately, even on an open connection."""
+    """If the key is changed, the next request with the old key gets a 401, even on an open connection."""
     async with (
         running_emulator() as emulator,
         httpx.AsyncClient(base_url=emulator.url, timeout=10, trust_env=False) as client,
@@ -105,7 +105,7 @@ async def test_a_rotated_key_holds_at_once() -> None:
 
 
 async def test_a_key_is_judged_on_arrival() -> None:
-    """If a request arrived before the key changed, the old key is accepted, even if the body comes later."""
+    """If a request arrives before a change of the key, its old key is accepted, even if its body comes later."""
     async with running_emulator() as emulator:
         reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(emulator.root).port)
         body = b'{"sessionExternalId": "s1", "productId": 1}'
@@ -166,8 +166,8 @@ async def test_the_end_ends_every_wait(settings: Settings, fault: dict[str, Any]
             b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
         )
         if settings.arrival_jitter:
-            # No event says that a request has arrived, so a later request is sent; its answer shows that this one was
-            # read.
+            # The request is recorded only after its random delay, so the test cannot see its arrival. The answer to a
+            # later request shows that the server has also read the first one.
             async with httpx.AsyncClient(trust_env=False) as client:
                 await client.get(f"{emulator.control_url}stats")
         else:
@@ -197,7 +197,7 @@ async def test_the_end_closes_idle_connections() -> None:
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_the_end_leaves_no_connection_half_accepted(turns: int) -> None:
-    """If a connection is accepted while the emulator ends, it is closed, too."""
+    """If a connection is accepted while the emulator ends, this connection is closed, too."""
     with socket.socket() as late:
         async with running_emulator() as emulator:
             late.connect(("127.0.0.1", httpx.URL(emulator.root).port))
@@ -212,7 +212,7 @@ async def test_the_end_leaves_no_connection_half_accepted(turns: int) -> None:
 
 @pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("localhost", None), ("::1", "[::1]")])
 async def test_the_url_can_be_reached(host: str, shown: str | None) -> None:
-    """If the emulator listens on any address, its URL can be reached."""
+    """If the emulator listens on all addresses, on a host name or on IPv6, requests to its URL arrive."""
     try:
         async with running_emulator(host=host) as emulator:
             response = await post(emulator)
@@ -266,7 +266,7 @@ async def test_serving_ends_when_cancelled() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot send itself these signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_serving_ends_with_a_signal(number: signal.Signals) -> None:
-    """If SIGINT or SIGTERM arrives, `serve` returns and restores the earlier handlers."""
+    """If SIGINT or SIGTERM arrives, `serve` returns and restores the signal handlers that were set before."""
     before = signal.getsignal(number)
     running: list[RunningEmulator] = []
     task = asyncio.ensure_future(serve(ready=running.append))
@@ -295,7 +295,7 @@ def test_serving_works_in_any_thread() -> None:
 
 
 async def test_ready_is_optional() -> None:
-    """If `ready` is missing, `serve` works."""
+    """If `serve` is called without `ready`, the emulator still runs."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     task = asyncio.ensure_future(serve(port=port))

@@ -59,7 +59,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     ],
 )
 def test_wrong_values_are_refused_at_birth(name: str, value: object) -> None:
-    """If a setting has a wrong type or is out of range, the error names it."""
+    """If a setting has a wrong type or is out of range, the error names the setting."""
     settings: dict[str, Any] = {name: value}
 
     with pytest.raises(ValueError, match=f"^{name} must be "):
@@ -81,7 +81,7 @@ def test_some_settings_change_at_run_time() -> None:
 
 @pytest.mark.parametrize("changes", [{"keep": 1}, {"nonsense": 1}, {"self": 1}, {"limit": 0}])
 def test_other_settings_do_not_change_at_run_time(changes: dict[str, object]) -> None:
-    """If a setting is fixed, unknown or wrong, `changed` raises an error."""
+    """If a setting is unknown, has a wrong value or cannot be changed at run time, `changed` raises `ValueError`."""
     with pytest.raises(ValueError, match=r"cannot change|must be"):
         Settings().changed(**changes)
 
@@ -95,12 +95,12 @@ def test_the_key_is_not_shown() -> None:
 
 @pytest.mark.parametrize("settings", [Settings(), ODD])
 def test_arguments_carry_every_setting(settings: Settings) -> None:
-    """If settings are written as arguments and parsed again, they are equal."""
+    """If settings are written as command-line arguments and parsed again, the result equals the settings."""
     assert settings == settings_of(parser().parse_args(arguments_of(settings)))
 
 
 def test_no_arguments_are_the_defaults() -> None:
-    """If there are no arguments, the settings are the defaults, on loopback only."""
+    """If the command gets no arguments, it uses the default settings and listens on loopback only."""
     parsed = parser().parse_args([])
 
     assert (Settings(), "127.0.0.1", 0) == (settings_of(parsed), parsed.host, parsed.port)

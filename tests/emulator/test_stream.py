@@ -1,4 +1,4 @@
-"""The emulator's update stream, the page's files, and browser requests that the control side refuses."""
+"""The stream that keeps the emulator's page up to date, the page's files, and browser requests that are refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def parsed(block: bytes) -> Message | None:
 
 
 async def blocks_of(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Yield the blocks of a stream over HTTP, however the bytes are split."""
+    """Yield the blocks of a stream, which empty lines separate, however HTTP splits the bytes."""
     left = b""
     async for chunk in response.aiter_bytes():
         *whole, left = (left + chunk).split(b"\n\n")
@@ -76,7 +76,7 @@ async def emulator() -> AsyncIterator[RunningEmulator]:
 
 @pytest.fixture
 async def client(emulator: RunningEmulator) -> AsyncIterator[httpx.AsyncClient]:
-    """Provide an HTTP client for both sides."""
+    """Provide an HTTP client for the emulator's API and for its control side."""
     async with httpx.AsyncClient(base_url=emulator.root, timeout=10, trust_env=False) as client:
         yield client
 
@@ -97,7 +97,7 @@ def watching(emulator: RunningEmulator, last_id: str | None = None) -> AsyncIter
 
 
 async def test_requests_are_told_as_they_end(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """If requests end, the stream sends the state, then each request with body and reasons, but never the key."""
+    """The stream sends the emulator's state, then each request that ends, with body and reasons, but never the key."""
     async with client.stream("GET", "/_control/stream") as response:
         blocks = blocks_of(response)
         first = await next_of(blocks)
@@ -120,7 +120,7 @@ async def test_requests_are_told_as_they_end(emulator: RunningEmulator, client: 
 
 @pytest.mark.parametrize("by", ["header", "parameter"])
 async def test_a_stream_resumes(emulator: RunningEmulator, client: httpx.AsyncClient, by: str) -> None:
-    """If a reader reconnects with its last id, it gets the later requests, each once."""
+    """If a reader reconnects with the id of its last message, it gets each later request exactly once."""
     for _ in range(2):
         arrive(emulator)
     before = await next_of(watching(emulator))
@@ -138,7 +138,7 @@ async def test_a_stream_resumes(emulator: RunningEmulator, client: httpx.AsyncCl
 
 @pytest.mark.parametrize("last_id", ["", "0", "another.1", "{run}.9", "{run}.x", "{run}." + "9" * 5000])
 async def test_a_place_of_another_emulator(emulator: RunningEmulator, last_id: str) -> None:
-    """If the last id is another emulator's, the stream starts from the beginning, with `reset`."""
+    """If the id is from another emulator or wrong, the stream starts from the beginning and says so with `reset`."""
     arrive(emulator)
     message = await next_of(watching(emulator, last_id.format(run=emulator.emulator.feed.run)))
 
@@ -146,7 +146,7 @@ async def test_a_place_of_another_emulator(emulator: RunningEmulator, last_id: s
 
 
 async def test_a_slow_reader_is_told_what_it_missed(emulator: RunningEmulator) -> None:
-    """If a reader is slow, it gets the last 1,000 requests, and the number of those that it missed."""
+    """If a reader is slow, it gets the last 1,000 requests, and the number of requests that it has missed."""
     blocks = watching(emulator)
     await next_of(blocks)
     for _ in range(1234):
@@ -158,7 +158,7 @@ async def test_a_slow_reader_is_told_what_it_missed(emulator: RunningEmulator) -
 
 
 async def test_messages_are_bounded(emulator: RunningEmulator) -> None:
-    """If many requests arrive, a message has at most 200 of them and 512 KiB of bodies; none is lost."""
+    """If many requests arrive, each message has at most 200 requests and 512 KiB of bodies; no request is lost."""
     blocks = watching(emulator)
     await next_of(blocks)
     for _ in range(3):
@@ -180,7 +180,7 @@ async def test_a_long_body(emulator: RunningEmulator, size: int, shown: int, *, 
 
 
 async def test_changes_are_told(emulator: RunningEmulator) -> None:
-    """If faults or settings change, or the emulator is reset, the stream sends this immediately."""
+    """If faults or settings change, or the emulator is reset, the stream sends the change immediately."""
     blocks = watching(emulator)
     arrive(emulator)
     await next_of(blocks)
@@ -214,7 +214,7 @@ async def test_a_quiet_stream_is_kept_alive(emulator: RunningEmulator) -> None:
 
 
 async def test_what_is_no_text_is_told_as_text(emulator: RunningEmulator) -> None:
-    """If a body is not UTF-8, it is sent with replacement characters."""
+    """If a body is not UTF-8, the stream sends the body with replacement characters."""
     arrive(emulator, b"\xff{", status=400)
     [request] = (await next_of(watching(emulator))).data["requests"]
 
@@ -247,7 +247,7 @@ async def test_a_reader_that_leaves_is_let_go(emulator: RunningEmulator, client:
 
 
 async def test_rates_are_of_the_last_minute(emulator: RunningEmulator) -> None:
-    """If requests arrive, they and those over the limit are counted per second for one minute."""
+    """For each second of the last minute, the emulator counts all requests and the requests over the limit."""
     ledger = emulator.ledger
     for moment, status in [(5.0, 200), (70.0, 200), (70.9, 429), (71.0, 400), (3.0, 200)]:
         record = ledger.open(time=moment, method="POST", path="/1.0/view", query={}, content_type=None)
@@ -260,7 +260,7 @@ async def test_rates_are_of_the_last_minute(emulator: RunningEmulator) -> None:
 
 @pytest.mark.parametrize("target", sorted(PAGE))
 async def test_the_page_is_served_with_a_strict_policy(client: httpx.AsyncClient, target: str) -> None:
-    """If a file of the page is requested, it has its type, and a policy forbids loading from other hosts."""
+    """If a file of the page is requested, the answer has its type, and a security policy without other hosts."""
     response = await client.get(target)
     kind = TYPES.get(target.rpartition(".")[2], "text/html")
     policy = dict(part.strip().split(" ", 1) for part in response.headers["content-security-policy"].split(";"))
@@ -296,7 +296,7 @@ def test_the_page_has_nothing_of_elsewhere() -> None:
 
 
 def test_the_scripts_of_the_page_are_small_and_in_order() -> None:
-    """If a script of the page is read, it has fewer than 250 lines and a purpose, and imports form no cycle."""
+    """If a script of the page is read, it has fewer than 250 lines; imports form no cycle and reach every script."""
     imports = {
         name: set(re.findall(r'^import .* from "\./(.+)";$', text, re.MULTILINE)) for name, text in SCRIPTS.items()
     }
@@ -309,7 +309,7 @@ def test_the_scripts_of_the_page_are_small_and_in_order() -> None:
 
 
 async def test_the_control_folder_leads_to_the_page(client: httpx.AsyncClient) -> None:
-    """If `/_control/` is requested, it redirects to the page; an unknown file is answered 404."""
+    """If `/_control/` is requested, the answer redirects to the page; for an unknown file, the answer is 404."""
     redirect = await client.get("/_control/")
     missing = ["_page.py", "../_page.py", "..%2f_page.py", "page.html", "page", "%2e%2e", ""]
     statuses = {(await client.get(f"/_control/page/{name}")).status_code for name in missing}
@@ -318,7 +318,7 @@ async def test_the_control_folder_leads_to_the_page(client: httpx.AsyncClient) -
 
 
 async def test_the_page_takes_nothing_from_the_api(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
-    """If GET of `/` is requested, the page is returned and not recorded; other methods go to the API."""
+    """If GET of `/` is requested, the page is returned, and nothing is recorded; other methods go to the API."""
     for target in PAGE:
         await client.get(target)
     untouched = emulator.stats()["requests"]
@@ -349,7 +349,7 @@ async def test_the_page_takes_nothing_from_the_api(emulator: RunningEmulator, cl
 async def test_another_site_changes_nothing(
     emulator: RunningEmulator, client: httpx.AsyncClient, method: str, name: str, headers: dict[str, str]
 ) -> None:
-    """If a browser sends a change for another site's page or host name, the change is refused."""
+    """If a browser sends a change from another site's page or to another host name, the change is refused."""
     emulator.fail_with("stall")
     before = emulator.settings
     response = await client.request(
@@ -362,7 +362,7 @@ async def test_another_site_changes_nothing(
 
 @pytest.mark.parametrize("target", ["stream", "events", "requests", "stats"])
 async def test_another_name_sees_nothing(client: httpx.AsyncClient, target: str) -> None:
-    """If a site's name resolves to this machine, the site cannot read the control side."""
+    """If a request for the control side has another host name, the answer is 403, so other sites can read nothing."""
     response = await client.get(f"/_control/{target}", headers={"Host": "evil.example"})
 
     assert 403 == response.status_code
@@ -383,7 +383,7 @@ async def test_another_name_sees_nothing(client: httpx.AsyncClient, target: str)
     ids=str,
 )
 async def test_its_own_page_may(emulator: RunningEmulator, client: httpx.AsyncClient, headers: dict[str, str]) -> None:
-    """If the emulator's own page or a program that is not a browser sends a change, it is accepted."""
+    """If the emulator's own page, or a program that is no browser, sends a change, the change is accepted."""
     given = {name: value.format(root=emulator.root) for name, value in headers.items()}
 
     assert 200 == (await client.post("/_control/reset", headers=given)).status_code

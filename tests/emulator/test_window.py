@@ -1,4 +1,4 @@
-"""The sliding window, which gets the time as an argument."""
+"""The sliding window that enforces the emulator's request limit; its methods get the time as an argument."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def admitted(moments: list[float], limit: int | None, per: float = 1.0) -> list[
 
 
 def test_the_limit_passes_and_the_next_does_not() -> None:
-    """If requests arrive at the same time, exactly `limit` are admitted."""
+    """If more than `limit` requests arrive at the same time, exactly `limit` requests are admitted."""
     assert [True, True, True, False, False] == admitted([5.0] * 5, 3)
 
 
 def test_the_window_is_open_at_its_old_end() -> None:
-    """If a request arrives exactly one window later, it is admitted; a little earlier it is refused."""
+    """If a request arrives exactly `per` seconds after an admitted one, it is admitted; earlier, it is refused."""
     assert [True, False, True] == admitted([10.0, 10.99609375, 11.0], 1)
 
 
@@ -40,7 +40,7 @@ def test_no_limit_admits_all() -> None:
 
 
 def test_the_limit_may_change_between_requests() -> None:
-    """If the limit changes, requests admitted before still count."""
+    """If the limit changes, requests that were admitted before the change still count."""
     window = SlidingWindow(1.0)
     for _ in range(3):
         window.admit(0.0, None)
@@ -49,7 +49,7 @@ def test_the_limit_may_change_between_requests() -> None:
 
 
 def test_refusals_are_counted() -> None:
-    """If requests are refused, `over_limit` is their number."""
+    """If requests are refused, `over_limit` is the number of refused requests."""
     window = SlidingWindow(1.0)
     for _ in range(5):
         window.admit(0.0, 2)
@@ -58,7 +58,7 @@ def test_refusals_are_counted() -> None:
 
 
 def test_the_worst_window_counts_all_arrivals() -> None:
-    """If requests arrive, `worst` is the maximum number in any window, admitted or not."""
+    """If requests arrive, `worst` is the maximum number of requests in any window, whether admitted or not."""
     window = SlidingWindow(1.0)
     for moment in [0.0, 0.5, 0.75, 1.0, 1.25, 9.0]:
         window.arrive(moment)
@@ -67,7 +67,7 @@ def test_the_worst_window_counts_all_arrivals() -> None:
 
 
 def test_clearing_forgets_everything() -> None:
-    """If the window is cleared, it equals a new one."""
+    """If the window is cleared, its counters are 0 and it admits requests as a new window does."""
     window = SlidingWindow(1.0)
     window.arrive(0.0)
     window.admit(0.0, 1)
@@ -83,7 +83,7 @@ ticks = st.lists(st.integers(0, 400), max_size=80).map(lambda marks: [mark / 64 
 
 @given(ticks, st.integers(1, 6))
 def test_every_verdict_is_that_of_the_definition(moments: list[float], limit: int) -> None:
-    """If a request arrives at t, it is refused exactly if `limit` admitted ones are in (t - per, t]."""
+    """If a request arrives at t, it is refused exactly if `limit` admitted requests are in (t - per, t]."""
     passed: list[float] = []
     expected: list[bool] = []
     for moment in moments:

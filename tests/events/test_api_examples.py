@@ -175,7 +175,7 @@ async def test_each_single_example_arrives_as_the_document_shows_it(
 
 @pytest.mark.parametrize("how", ["send_batch", "track_many"])
 async def test_the_batch_example_arrives_as_the_document_shows_it(how: str) -> None:
-    """If the example events are sent by `send_batch` or tracked, one request as in the document is sent."""
+    """If the example events are sent by `send_batch` or tracked, the only request equals the document's request."""
     async with raw_server() as server, AsyncTrackingClient(API_KEY, PARTNER_ID, base_url=server.url) as client:
         await getattr(client, how)(BATCH_EVENTS)
         await client.flush()
@@ -184,7 +184,7 @@ async def test_the_batch_example_arrives_as_the_document_shows_it(how: str) -> N
 
 
 async def test_the_typed_methods_make_the_same_requests() -> None:
-    """If the typed methods get the fields of the batch example, the request is as in the document."""
+    """If methods such as `client.view` get the fields of the batch example, the request is as in the document."""
     who = {"session_external_id": SESSION, "timestamp": WHEN}
     async with raw_server() as server, AsyncTrackingClient(API_KEY, PARTNER_ID, base_url=server.url) as client:
         await client.view(product_id=123456, stock_id="NewYork", **who)

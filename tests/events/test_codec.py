@@ -147,7 +147,7 @@ EXAMPLES: list[tuple[Event, bytes, bytes]] = [
 
 @pytest.mark.parametrize(("event", "name", "rest"), EXAMPLES, ids=lambda value: getattr(value, "wire_name", ""))
 def test_bytes(event: Event, name: bytes, rest: bytes) -> None:
-    """If an event is encoded, the bytes are as listed: without default fields and unnecessary escapes."""
+    """If an event is encoded, the bytes are as in `EXAMPLES`: without fields that are None and unnecessary escapes."""
     body = b"{" + HEAD + rest + b"}"
 
     assert body == CODEC.encode_bare(event)
@@ -230,7 +230,7 @@ class Shop(View):
     ids=lambda value: type(value).__name__,
 )
 def test_no_event(stranger: Any) -> None:
-    """If a value is not an event of the package, every method of the codec raises an error that names its type."""
+    """If a value is not an event of the package, each method of the codec raises an error with the value's type."""
     for door in (CODEC.encode, CODEC.encode_bare, CODEC.to_wire):
         with pytest.raises(EventValidationError, match=f"not {type(stranger).__name__}$"):
             door(stranger)
@@ -248,7 +248,7 @@ def test_no_event(stranger: Any) -> None:
     ],
 )
 def test_precision(precision: TimestampPrecision, expected: str) -> None:
-    """If a timestamp is more precise, it is cut, because rounding could move it into the future."""
+    """If a timestamp is more precise than the codec, its end is cut off: rounding could move it into the future."""
     event = View(**fields_of(View, timestamp=MOMENT.replace(second=59, microsecond=999_999)))
     codec = Codec(precision)
 
@@ -275,7 +275,7 @@ def test_offset(moment: datetime, expected: str) -> None:
 
 @pytest.mark.parametrize("precision", ["minutes", "", "SECONDS", None, 1, [], "auto"])
 def test_unknown_precision(precision: Any) -> None:
-    """If the precision is unknown, the constructor raises an error that lists the allowed ones."""
+    """If the precision is unknown, the constructor raises an error that lists the allowed precisions."""
     with pytest.raises(ConfigurationError, match="must be one of 'seconds', 'milliseconds', 'microseconds', not"):
         Codec(precision)
 
@@ -505,7 +505,7 @@ def test_no_envelope(envelope: Any) -> None:
 @pytest.mark.parametrize("body", [None, 1, "x", [], True, 1.5], ids=shown)
 @pytest.mark.parametrize("name", EVENT_TYPES)
 def test_no_body(name: str, body: Any) -> None:
-    """If the value under the event's name is not an object, decoding raises an error that names its type."""
+    """If the value under the event's name is not an object, decoding raises an error that names the value's type."""
     for allow_custom in (False, True):
         with pytest.raises(EventValidationError, match=f"^{name} must be an object, not {type(body).__name__}$"):
             CODEC.from_wire({name: body}, allow_custom=allow_custom)
@@ -572,7 +572,7 @@ def test_custom_event_refused(envelope: Any) -> None:
     ids=lambda value: repr(value)[:40],
 )
 def test_no_json(data: Any, said: str) -> None:
-    """If the text is not JSON, decoding raises an error that says where."""
+    """If the text is not JSON, decoding raises an error that says where the first mistake is."""
     with pytest.raises(EventValidationError, match=r"^event must be JSON: ") as caught:
         CODEC.decode(data)
 
@@ -666,9 +666,11 @@ TWICE = [
         "'times",
     ),
     (b'{"view":{"sessionExternalId":"a","product\\u0049d":6,"productId":7}}', "'productId'"),
-    # The escaped colon balances the colon that is lost with the repeated key, which a check by counting would miss.
+    # A check that only counts colons would miss this repeated key, because the escaped colon makes up for the colon
+    # that is lost with the key.
     (b'{"view":{"sessionExternalId":"\\u003a","productId":6,"productId":7}}', "'productId'"),
-    # The number is longer when encoded again, which balances the bytes that are lost with the repeated key.
+    # A check that only compares lengths would miss this repeated key: the number becomes longer when it is encoded
+    # again, which makes up for the bytes that are lost with the key.
     (b'{"view":{"sessionExternalId":"a","productId":6,"productId":7,"price":1e12}}', "'productId'"),
     (b'{"wishlist":{"sessionExternalId":"a","deep":[[{"x":{"a:b":1,"a:b":{}}}]]}}', "'a:b'"),
     (b'{"wishlist":{"a":' + b"[" * 300 + b'{"x":1,"x":2}' + b"]" * 300 + b"}}", "'x'"),

@@ -51,7 +51,7 @@ def test_quoted_address_is_accepted() -> None:
 
 
 def test_same_events() -> None:
-    """If the client knows an event, the emulator knows it, and the reverse."""
+    """The client and the emulator know the same events."""
     from retailrocket_async.emulator._schema import EVENTS
 
     assert EVENT_TYPES.keys() == EVENTS.keys()

@@ -72,7 +72,7 @@ async def test_all_are_delivered_in_order(emulator: RunningEmulator, ordered: bo
 
 
 async def test_an_invalid_envelope_gives_its_error_in_place(emulator: RunningEmulator) -> None:
-    """If an envelope is invalid, the result contains an error in its place; the others are tracked."""
+    """If an envelope is invalid, the result contains an error in its place; all other envelopes are tracked."""
     async with client_of(emulator.url, batching=Batching(max_bytes=1024)) as client:
         good = envelopes([1])[0]
         large = CODEC.encode(event(2)).replace(b'"productId"', b'"x":"%b","productId"' % (b"y" * 2000))
@@ -91,7 +91,7 @@ async def test_an_invalid_envelope_gives_its_error_in_place(emulator: RunningEmu
 @settings(max_examples=most(200), deadline=None)
 @given(any_events())
 def test_the_envelope_sent_describes_the_event_given(given_event: Event) -> None:
-    """If an envelope is examined, the envelope to send describes the same event, encoded again or not."""
+    """If `examined` checks an envelope, the envelope that it returns for sending describes the same event."""
     data = CODEC.encode(given_event)
     name, visitor, envelope = CODEC.examined(data, allow_custom=True)
     read = CODEC.decode(data, allow_custom=True)
@@ -142,14 +142,14 @@ def test_an_envelope_that_passes_is_valid(given_event: Event, data: st.DataObjec
     ],
 )
 def test_moments_are_sent_in_the_one_form(given_text: str, sent: str) -> None:
-    """If a timestamp has another format than the API document's, it is encoded again."""
+    """If a timestamp has another format than that of the API document, it is sent in the document's format."""
     data = orjson.dumps({"view": {"sessionExternalId": "visitor", "productId": 1, "timestamp": given_text}})
     _, _, envelope = Codec().examined(data)
     assert orjson.loads(envelope)["view"]["timestamp"] == sent
 
 
 async def test_a_full_buffer_is_waited_for(emulator: RunningEmulator) -> None:
-    """If the buffer has no space for all envelopes, they wait for space one by one."""
+    """If the buffer has no space for all envelopes, `track_envelopes` waits until each of them has space."""
     async with client_of(emulator.url, buffer=Buffer(max_events=30), batching=Batching(max_events=10)) as client:
         receipts = await client.track_envelopes(envelopes(range(1, 301)))
         await client.flush()
@@ -157,7 +157,7 @@ async def test_a_full_buffer_is_waited_for(emulator: RunningEmulator) -> None:
 
 
 async def test_results_end_with_the_last_accepted_event(emulator: RunningEmulator) -> None:
-    """If the buffer fills up, only the accepted envelopes have results; if none was accepted, an error is raised."""
+    """If the buffer fills up, only accepted envelopes have results; if no envelope was accepted, an error is raised."""
     buffer = Buffer(max_events=5, overflow="raise")
     client = client_of(emulator.url, buffer=buffer, batching=Batching(linger=100.0))
     results = await client.track_envelopes(envelopes(range(1, 11)))
@@ -207,7 +207,7 @@ async def test_a_spool_that_fails_in_mid_way(emulator: RunningEmulator, tmp_path
 
 
 async def test_hooks_and_spools_see_each(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If the client has `before_send` or a spool, the results are as for tracked events."""
+    """If the client has `before_send` or a spool, the results are the same as for events that are tracked singly."""
     odd = lambda each: each if each.product_id % 2 else None  # noqa: E731
     async with client_of(emulator.url, before_send=odd) as client:
         results = await client.track_envelopes([*envelopes([1, 2]), b"no json"])

@@ -33,13 +33,13 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 def test_the_schema_is_one() -> None:
-    """If the file is checked, it is a valid JSON Schema of the draft that it names."""
+    """The schema's file is valid by the rules of the JSON Schema draft that the file names."""
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 
 
 @pytest.mark.parametrize("name", EVENT_TYPES)
 def test_fields(name: str) -> None:
-    """If an event is described, the schema has the fields of its class and the emulator's required fields."""
+    """For each event, the schema has the fields of the event's class and the same required fields as the emulator."""
     described = SCHEMA["properties"][name]
     camel = {re.sub("_(.)", lambda found: found[1].upper(), field.name) for field in attrs.fields(EVENT_TYPES[name])}
 
@@ -48,7 +48,7 @@ def test_fields(name: str) -> None:
 
 
 def test_names() -> None:
-    """If the schema's events are listed, they are the documented ones."""
+    """The schema, the client and the emulator have the same event names."""
     assert SCHEMA["properties"].keys() == EVENT_TYPES.keys() == EVENTS.keys()
 
 
@@ -79,7 +79,7 @@ VALUES = (
 @PROPERTY
 @given(cls=st.sampled_from(CLASSES), data=st.data())
 def test_agrees_with_the_emulator_and_the_codec(cls: Any, data: st.DataObject) -> None:
-    """If one field has any value, the schema agrees with the emulator and the codec on whether it is valid."""
+    """If one field has any value, the schema agrees with the emulator and the codec whether the event is valid."""
     envelope = json.loads(CODECS["seconds"].encode(cls(**fields_of(cls))))
     [fields] = envelope.values()
     field = data.draw(st.sampled_from([*SCHEMA["$defs"], "other"]))
@@ -89,7 +89,6 @@ def test_agrees_with_the_emulator_and_the_codec(cls: Any, data: st.DataObject) -
     fields[field] = value
     if data.draw(st.booleans()):
         del fields[data.draw(st.sampled_from(sorted(fields)))]
-    # The readers decode with orjson, which turns an integer beyond 64 bits into a float, so this test does as well.
     valid = validator().is_valid(envelope)
     try:
         CODECS["seconds"].decode(json.dumps(envelope))

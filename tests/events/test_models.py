@@ -51,7 +51,7 @@ from tests.support.strategies import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The contract's table of events: the required fields, then the optional ones.
+# The events of the API's contract: the names of each event's required fields, and of its optional fields.
 CONTRACT = {
     "view": ("sessionExternalId productId", "stockId timestamp"),
     "groupView": ("sessionExternalId groupId productIds", "stockId timestamp"),
@@ -75,7 +75,7 @@ def snake(camel: str) -> str:
 
 @pytest.mark.parametrize("name", CONTRACT)
 def test_fields_are_the_contracts(name: str) -> None:
-    """If an event is in the contract, its class has the contract's fields and requires the same ones."""
+    """If an event is in the contract, its class has the contract's fields and requires the same fields."""
     fields = attrs.fields(EVENT_TYPES[name])
     required, optional = CONTRACT[name]
 
@@ -123,7 +123,7 @@ def test_frozen(event: Event) -> None:
 
 @pytest.mark.parametrize("cls", [*CLASSES, CustomEvent, Event, VisitorEvent, StockEvent])
 def test_slotted(cls: type[Event]) -> None:
-    """If a class is an event, its instances have no dict, because a buffer may contain 100,000 of them."""
+    """If a class is an event, its instances have no `__dict__`, because a buffer may contain 100,000 events."""
     assert "__slots__" in vars(cls)
     assert 0 == cls.__dictoffset__
 
@@ -166,7 +166,7 @@ def test_differing_events(cls: type[VisitorEvent]) -> None:
 
 
 def test_same_fields_of_another_event() -> None:
-    """If two events have different classes, they are not equal, even if their fields are."""
+    """If two events have different classes, they are not equal, even if their fields are equal."""
     viewed, clicked = EVENT_TYPES["impressionContentViewed"], EVENT_TYPES["impressionContentClicked"]
 
     assert viewed(**fields_of(viewed)) != clicked(**fields_of(clicked))
@@ -185,7 +185,7 @@ def test_amounts_are_compared_as_sent(amounts: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_default_timestamp(cls: type[VisitorEvent]) -> None:
-    """If no timestamp is given, it is the time of construction, in UTC."""
+    """If no timestamp is given, the event's timestamp is the time of its construction, in UTC."""
     fields = fields_of(cls)
     del fields["timestamp"]
     before = datetime.now(UTC)
@@ -221,17 +221,17 @@ def test_timestamp_is_fixed(moment: datetime) -> None:
 
 
 def test_zone_is_asked_once() -> None:
-    """If an event is created, its time zone is called only then, because its error in the encoder would be fatal."""
+    """If an event is created, its time zone is called only once, because an error in a later call would be fatal."""
     event = View(**fields_of(View, timestamp=MOMENT.replace(tzinfo=FadingZone())))
 
     assert b'"timestamp":"2018-09-15T15:53:00+03:00"' in Codec().encode(event)
 
 
-# --- what the caller keeps ---
+# --- objects that the caller may change later ---
 
 
 def test_custom_data_is_copied() -> None:
-    """If the caller changes its object later, the event does not change."""
+    """If the caller later changes the object that was passed as custom data, the event does not change."""
     inner: dict[str, Any] = {"size": [1, 2]}
     data = {"basket": inner, "list": [inner]}
     contact = SetContact(**fields_of(SetContact, custom_data=data))
@@ -285,7 +285,7 @@ def test_custom_name_refused(name: Any) -> None:
 
 
 def test_custom_name_of_a_liar() -> None:
-    """If all methods of the given name raise, it is refused like any value that is not a str."""
+    """If a custom event's name is an object whose methods all raise, the usual error for a wrong name is raised."""
     with pytest.raises(EventValidationError, match=r"^CustomEvent\.name must be 1-50 ASCII letters"):
         CustomEvent(name=HOSTILE["liar"], fields={})
 

@@ -182,7 +182,7 @@ def test_every_field_has_values() -> None:
 
 @pytest.mark.parametrize(("field", "value"), _cases(0))
 def test_accepted(field: str, value: Any) -> None:
-    """If a value is valid, every event with the field accepts it, and can be encoded and decoded."""
+    """If a value is valid, every event with the field accepts it, and the event can be encoded and decoded."""
     codec = CODECS["microseconds"]
     for cls in _having(field):
         event = cls(**fields_of(cls, **{field: value}))
@@ -346,7 +346,7 @@ def test_arbitrary_values(data: st.DataObject) -> None:
 @given(hostile(), hostile())
 @PROPERTY
 def test_arbitrary_custom_event(name: Any, fields: Any) -> None:
-    """If a custom event has any name and fields, it raises `EventValidationError` or can be encoded."""
+    """If a custom event gets any name and fields, `EventValidationError` is raised, or the event can be encoded."""
     _construct(CustomEvent, {"name": name, "fields": {}})
     _construct(CustomEvent, {"name": "newEvent", "fields": fields})
 

@@ -1,4 +1,4 @@
-"""A connection is reused if its last answer was complete, it is young enough, and no more bytes arrived on it."""
+"""A connection is reused only if its last answer was complete, it is not too old, and no further bytes have arrived."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def _post(transport: HttpxTransport) -> Reply:
 async def test_bytes_after_a_response_are_not_the_next_response(
     stale: bytes, http_client: httpx.AsyncClient | None
 ) -> None:
-    """If a second response is in the same write, it is not taken for the next answer, and its connection is closed."""
+    """If extra bytes follow a response, they are not used as the next answer, and the connection is closed."""
     async with raw_server() as server:
         server.in_turn(OK + stale, answer(503))
         transport = _transport(server.url, http_client)
@@ -75,7 +75,7 @@ async def test_bytes_after_a_response_are_not_the_next_response(
 
 
 async def test_bytes_that_come_later_are_not_the_next_response(http_client: httpx.AsyncClient | None) -> None:
-    """If bytes arrive on an idle connection, the connection is closed and the next request uses a new one."""
+    """If bytes arrive on an idle connection, the connection is closed, and the next request uses a new connection."""
     writers: list[asyncio.StreamWriter] = []
 
     async def respond(_: Arrived, writer: asyncio.StreamWriter) -> bytes:
@@ -140,7 +140,7 @@ async def test_private_names_of_httpx_for_leftovers() -> None:
 
 
 async def test_where_httpx_does_not_show_it_nothing_is_left() -> None:
-    """If a response is of another transport, `has_leftover` returns False."""
+    """If a response does not come from httpx's own transport, `has_leftover` returns False."""
     assert not has_leftover(httpx.Response(200, content=b"{}"))
 
 
@@ -148,7 +148,7 @@ async def test_where_httpx_does_not_show_it_nothing_is_left() -> None:
 
 
 async def test_a_connection_is_renewed_at_its_maximum_age() -> None:
-    """If a connection is in constant use, it is replaced at its maximum age, so a new address of the host is found."""
+    """If a connection is in constant use, it is replaced at its maximum age, so that DNS changes take effect."""
     async with raw_server() as server:
         transport = _transport(server.url)
         await _post(transport)
@@ -178,7 +178,7 @@ async def test_an_idle_connection_is_closed() -> None:
 
 
 async def test_there_are_no_more_connections_than_requests() -> None:
-    """If requests follow each other, they share one connection; simultaneous requests use one each."""
+    """If requests follow each other, they share one connection; simultaneous requests use one connection each."""
     async with raw_server() as server:
         transport = _transport(server.url)
         for _ in range(5):
@@ -226,7 +226,7 @@ async def test_a_full_pool_is_named() -> None:
         server.respond = stall
         patient, hasty = _transport(server.url, http), _transport(server.url, http, 0.1)
         holding = asyncio.create_task(_post(patient))
-        while not server.arrived:  # noqa: ASYNC110 - what is waited for is in other hands
+        while not server.arrived:  # noqa: ASYNC110 - the server sets no event
             await asyncio.sleep(0.001)
         reply = await _post(hasty)
         holding.cancel()
@@ -240,7 +240,7 @@ async def test_a_full_pool_is_named() -> None:
 
 
 async def test_a_silent_handshake_is_no_connection(tmp_path: Path) -> None:
-    """If a host accepts a connection but does not shake hands, the failure is `connect`, and the socket is closed."""
+    """If a host accepts a connection but no TLS handshake, the failure is `connect`, and the socket is closed."""
     ends: list[bytes] = []
     closed = asyncio.Event()
 
@@ -331,7 +331,7 @@ async def test_a_request_has_its_observers_context() -> None:
     assert ["span"] == seen
 
 
-# --- judged after a gap ---
+# --- answers that arrive while the process is stopped ---
 
 _CHILD = """
 import asyncio, json, sys
@@ -357,7 +357,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 async def _delivered_though_stopped(whose: str, tls: ssl.SSLContext | None, environment: dict[str, str]) -> Any:
-    """Stop a process with eight batches in flight. Return its counters, and how many batches the server received."""
+    """Stop a process that has eight batches in flight. Return its counters and the number of requests to the server."""
     seconds = 3.0
     stopped = asyncio.Event()
 
@@ -385,7 +385,7 @@ async def _delivered_though_stopped(whose: str, tls: ssl.SSLContext | None, envi
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs signals that stop a process")
 async def test_a_process_that_was_stopped_reads_before_it_judges(tmp_path: Path) -> None:
-    """If answers arrived while the process was stopped beyond its timeout, they count, and nothing is sent twice."""
+    """If a process is stopped for longer than its timeout, the answers that came meanwhile count, without any retry."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

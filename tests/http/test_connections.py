@@ -1,7 +1,7 @@
-"""Connections survive every end of their requests: after many cancellations the next request is answered.
+"""However requests end, the next request is answered, and no connection is left over.
 
-The tests run over HTTP and TLS, with and without a proxy, with our own client and with a caller's. The server counts
-the open connections.
+The tests run over HTTP and TLS, with and without a proxy, with the package's own HTTP client and with a caller's.
+The server counts the open connections.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from retailrocket_async._http.reply import Reply
 
-# The tests take half a minute, so they run once, without a coverage tracer.
+# The tests take half a minute, so they do not run in the sessions that measure coverage.
 pytestmark = pytest.mark.endurance
 
 
@@ -83,7 +83,7 @@ Open = Any
 
 @pytest.fixture
 def scene(authority: tuple[trustme.CA, Path], monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
-    """Return a function that starts a server and returns its `Scene`, by kind of connection and HTTP client."""
+    """Return a function that starts a server and yields its `Scene`; the arguments are from `WAYS` and from `WHOSE`."""
 
     @asynccontextmanager
     async def make(way: str, whose: str) -> AsyncIterator[Scene]:
@@ -123,7 +123,10 @@ async def _post(transport: HttpxTransport) -> Reply:
 async def _in_every_turn(
     act: Callable[[], asyncio.Task[Any]], stop: Callable[[asyncio.Task[Any]], Awaitable[None]]
 ) -> int:
-    """Cancel requests after 0, 1, 2... turns of the loop until one ends before. Return the number of turns."""
+    """Start requests with `act`; call `stop` for the first at once, for the next after one turn of the loop, and so on.
+
+    Return the number of turns after which a request ended before it was stopped.
+    """
     turns = 0
     while True:
         posting = act()
@@ -140,7 +143,7 @@ async def _in_every_turn(
 @pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("way", WAYS)
 async def test_cancelled_in_every_turn(way: str, whose: str, reply: bytes, scene: Open) -> None:
-    """If a request is cancelled in any turn of the loop, the next one is answered and no other connection is open."""
+    """If a request is cancelled in any turn of the loop, the next is answered, and no other connection stays open."""
     async with asyncio.timeout(60), scene(way, whose) as at:
         at.server.always(reply)
         transport = at.transport()
@@ -195,7 +198,8 @@ async def test_closed_in_every_turn(way: str, whose: str, scene: Open) -> None:
     async with asyncio.timeout(60), scene(way, whose) as at:
         at.server.always(CLOSING)
         transport = at.transport()
-        # The first request does the work in threads, so the turns counted afterwards contain none.
+        # The first request starts threads, for example to read certificates. It is made here, so that the turns of the
+        # later requests contain no work of threads.
         await _post(transport)
 
         async def stop(posting: asyncio.Task[Reply]) -> None:
@@ -215,7 +219,7 @@ async def test_closed_in_every_turn(way: str, whose: str, scene: Open) -> None:
 @pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("way", WAYS)
 async def test_blocked_in_every_turn(way: str, whose: str, reply: bytes, scene: Open) -> None:
-    """If the loop is blocked beyond the timeout in any turn, the next request is answered."""
+    """If the loop is blocked for longer than the timeout, in any turn of a request, the next request is answered."""
     seconds = 0.02
     async with asyncio.timeout(60), scene(way, whose) as at:
         at.server.always(reply)
@@ -223,7 +227,7 @@ async def test_blocked_in_every_turn(way: str, whose: str, reply: bytes, scene: 
         statuses: set[int | None] = set()
 
         async def stop(posting: asyncio.Task[Reply]) -> None:
-            time.sleep(seconds * 1.1)  # noqa: ASYNC251 - that is the point
+            time.sleep(seconds * 1.1)  # noqa: ASYNC251 - the test blocks the loop on purpose
             await posting
             statuses.add((await _post(patient)).status)
 
@@ -242,7 +246,7 @@ async def test_blocked_in_every_turn(way: str, whose: str, reply: bytes, scene: 
 @pytest.mark.parametrize("whose", WHOSE)
 @pytest.mark.parametrize("way", ["http", "https-proxy"])
 async def test_a_storm_of_cancelled_sends(way: str, whose: str, scene: Open) -> None:
-    """If hundreds of sends time out after some milliseconds, the next one is delivered at its first attempt."""
+    """If hundreds of sends time out after some milliseconds, the next send is delivered at its first attempt."""
     chance = random.Random(13)
     turn = 0
 

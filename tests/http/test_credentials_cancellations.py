@@ -34,7 +34,7 @@ class Asked:
 
 
 async def client_that_asks(asked: Asked) -> tuple[AsyncTrackingClient, list[asyncio.Task[Any]], ScriptedTransport]:
-    """Return a client, two sends that wait for its key, and its transport."""
+    """Return a client, the tasks of two sends that wait for the client's key, and the client's transport."""
     transport = ScriptedTransport()
     client = make_client(transport, api_key=asked.ask)
     sends = [asyncio.create_task(client.send(event(number))) for number in (1, 2)]

@@ -49,7 +49,7 @@ UNVERIFIED: dict[str, Callable[[], httpx.AsyncClient]] = {
 
 @pytest.mark.parametrize("how", UNVERIFIED)
 async def test_a_client_without_verification_is_refused(how: str) -> None:
-    """If a caller's client does not verify TLS, it is refused, unless `allow_insecure_http` is set."""
+    """If a caller's HTTP client does not verify TLS, the constructor raises, unless `allow_insecure_http` is set."""
     async with UNVERIFIED[how]() as own:
         with pytest.raises(ConfigurationError, match=r"http_client must verify TLS .* allow_insecure_http=True"):
             AsyncTrackingClient("key", "partner", base_url=SHOP, http_client=own)
@@ -74,13 +74,13 @@ PASSING: dict[str, Callable[[], httpx.AsyncClient]] = {
 
 @pytest.mark.parametrize("how", PASSING)
 async def test_any_other_client_passes(how: str) -> None:
-    """If a client verifies TLS, or does not show whether it does, it is accepted."""
+    """If a caller's HTTP client verifies TLS, or does not show whether it verifies TLS, it is accepted."""
     async with PASSING[how]() as own:
         assert SHOP in repr(AsyncTrackingClient("key", "partner", base_url=SHOP, http_client=own))
 
 
 async def test_without_tls_there_is_nothing_to_verify() -> None:
-    """If the address is plain http on this host, every client is accepted."""
+    """If the address is plain http on this host, every HTTP client is accepted."""
     async with httpx.AsyncClient(verify=False) as own:
         client = AsyncTrackingClient("key", "partner", base_url="http://127.0.0.1:9/", http_client=own)
 

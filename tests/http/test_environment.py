@@ -87,14 +87,14 @@ def client_of(url: str, **options: Any) -> AsyncTrackingClient:
 
 
 def complaint() -> str:
-    """Return the message of the error that reading the environment for the shop raises; fail if none is raised."""
+    """Read the environment variables for the address `SHOP`, which must raise an error. Return the error's message."""
     with pytest.raises(EnvironmentUnusableError) as caught:
         EnvironmentReader(SHOP, trusted=True).read()
     return str(caught.value)
 
 
 def proxy_for(url: str) -> str | None:
-    """Return the address of the proxy for `url` by the environment, or None without a proxy."""
+    """Return the address of the proxy that the environment variables set for `url`, or None if they set no proxy."""
     proxy = EnvironmentReader(url, trusted=True).read().proxy
     return None if proxy is None else proxy.address
 
@@ -122,7 +122,7 @@ BAD_PROXIES = {
 @pytest.mark.parametrize("variable", PROXIES)
 @pytest.mark.parametrize("name", BAD_PROXIES)
 def test_a_proxy_that_cannot_be_used(variable: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a proxy variable is wrong, the message names the variable and what to write, but not its value."""
+    """If a proxy variable is wrong, the message names the variable and what to write, but not the password."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     value, words = BAD_PROXIES[name]
     monkeypatch.setenv(variable, value)
@@ -133,7 +133,7 @@ def test_a_proxy_that_cannot_be_used(variable: str, name: str, monkeypatch: pyte
 
 
 def certificates(kind: str, folder: Path) -> str:
-    """Create the file or directory of a case. Return its path."""
+    """Create a file or directory without usable certificates, as `kind` says. Return its path."""
     path = folder / "file.pem"
     if kind == "garbage":
         path.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
@@ -144,7 +144,7 @@ def certificates(kind: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "empty", "text", "garbage"])
 def test_a_certificate_file_that_cannot_be_used(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If `SSL_CERT_FILE` is wrong, the message names it and says what to write."""
+    """If `SSL_CERT_FILE` is wrong, the message names the variable and says what to write."""
     monkeypatch.setenv("SSL_CERT_FILE", certificates(kind, tmp_path))
 
     message = complaint()
@@ -165,7 +165,7 @@ def test_a_certificate_directory_that_cannot_be_used(
 
 
 def test_a_certificate_directory_that_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If one of several directories is usable, no error is raised, as in OpenSSL."""
+    """If `SSL_CERT_DIR` names several directories and one is usable, no error is raised, as in OpenSSL."""
     (tmp_path / "0a1b2c3d.0").touch()
     monkeypatch.setenv("SSL_CERT_DIR", os.pathsep.join([str(tmp_path / "missing"), str(tmp_path)]))
 
@@ -173,7 +173,7 @@ def test_a_certificate_directory_that_serves(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_key_log_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If `SSLKEYLOGFILE`, which Python itself reads, cannot be written, the message names it."""
+    """If `SSLKEYLOGFILE`, which Python itself reads, names no writable file, the message names the variable."""
     monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "missing" / "keys"))
 
     assert complaint().startswith("SSLKEYLOGFILE names a file that cannot be written")
@@ -210,7 +210,7 @@ def test_a_system_without_file_descriptors_is_no_fault(
 def test_an_entry_that_cannot_be_read_is_left_out(
     variable: str, entry: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One warning names the bad entry; the other entries and the proxy are used."""
+    """If an entry of `NO_PROXY` is wrong, one warning names the entry; the other entries and the proxy are used."""
     monkeypatch.setenv("HTTPS_PROXY", "proxy.test:3128")
     monkeypatch.setenv(variable, f"first.test, {entry} ,last.test")
 
@@ -222,7 +222,7 @@ def test_an_entry_that_cannot_be_read_is_left_out(
     assert None is proxy_for("https://first.test/") is proxy_for("https://www.last.test/")
     messages = [record.getMessage() for record in caplog.records]
     assert (variable, entry) == (messages[0].split(":")[0], messages[0].split("'")[1])
-    # Each reader logs one warning, however often it reads.
+    # Each of the four readers logs one warning, however often it reads.
     assert 4 == len(messages)
 
 
@@ -253,7 +253,7 @@ ENTRIES = (
 def test_the_proxy_is_the_one_that_httpx_takes(
     host: str, port: str, scheme: str, entries: list[str], variables: set[str]
 ) -> None:
-    """For any settings, the proxy is the one that httpx chooses."""
+    """If any combination of proxy variables is set, the client uses the proxy that httpx would choose."""
     with pytest.MonkeyPatch.context() as patch:
         for number, variable in enumerate(sorted(variables)):
             patch.setenv(variable, f"http://proxy{number}.test:3128")
@@ -270,11 +270,11 @@ def test_the_proxy_is_the_one_that_httpx_takes(
 PLAIN = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-# --- a client in such an environment ----------------------------------------------------------------------------------
+# --- a client with a wrong environment variable -----------------------------------------------------------------------
 
 
 def set_up(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
-    """Make the environment wrong. Return the variable's name, and the name of the file that would correct it."""
+    """Set a variable to a wrong value. Return its name, and the name of the missing file ("" if no file is missing)."""
     if kind == "file":
         monkeypatch.setenv("SSL_CERT_FILE", str(folder / "later.pem"))
         return "SSL_CERT_FILE", "later.pem"
@@ -286,7 +286,7 @@ def set_up(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[st
 async def test_sending_is_halted_until_it_is_repaired(
     kind: str, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a variable is wrong, one log record and state change name it; once corrected, all events are delivered."""
+    """If a variable is wrong, a log record and a state change name it; once it is right, all events are delivered."""
     variable, _ = set_up(kind, tmp_path, monkeypatch)
     changes = Changes()
     async with tls_server(authority) as server:
@@ -319,7 +319,7 @@ async def test_sending_is_halted_until_it_is_repaired(
 
 
 async def test_max_halt_ends_events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """If `max_halt` is over, events are `Abandoned` and not recorded, and the close report says why."""
+    """If a halt lasts longer than `max_halt`, events are `Abandoned` and not recorded; the close report says why."""
     variable, _ = set_up("file", tmp_path, monkeypatch)
     client = client_of(SHOP, retry=RetryPolicy(max_halt=0.5))
     outcomes = [await receipt for receipt in await client.track_many([EVENT] * 3)]
@@ -371,7 +371,7 @@ async def test_a_proxy_that_refuses_halts(
     through: Callable[..., None],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """If a proxy refuses for good, sending is halted; the message names the proxy and shows no password."""
+    """If a proxy refuses permanently, sending is halted; the message names the proxy and does not show the password."""
     caplog.set_level(logging.DEBUG)
     changes = Changes()
     async with proxy_server() as proxy:
@@ -403,7 +403,7 @@ async def test_a_proxy_that_refuses_halts(
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 511])
 async def test_a_proxy_that_fails_is_an_outage(status: int, through: Callable[..., None]) -> None:
-    """If a proxy fails for a time, requests are retried, and the message names the proxy and its answer."""
+    """If a proxy fails temporarily, requests are retried, and the message names the proxy and the proxy's answer."""
     changes = Changes()
     retry = RetryPolicy(max_attempts=6, initial_backoff=0.01, max_backoff=0.01)
     async with proxy_server() as proxy:
@@ -505,7 +505,7 @@ def test_check_says_it_in_a_sentence(variable: str, settings: dict[str, str]) ->
     ],
 )
 async def test_check_names_a_proxy_that_refuses(status: int, words: str, settings: dict[str, str]) -> None:
-    """If a proxy refuses, `check` fails with one line that names the proxy and its answer."""
+    """If a proxy refuses, the command `check` fails with one line that names the proxy and the proxy's answer."""
     async with proxy_server() as proxy:
         proxy.status = status
         env = {**settings, "HTTPS_PROXY": f"http://user:{PASSWORD}@{proxy.address}"}

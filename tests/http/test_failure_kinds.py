@@ -1,4 +1,4 @@
-"""For every way in which a real request can fail: may the event be recorded, and is the request retried?"""
+"""For each way in which a real request can fail: whether the event may be recorded, and whether it is sent again."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ KINDS = {
 async def shop(
     fault: Fault | None = None, **options: Any
 ) -> AsyncIterator[tuple[RunningEmulator, AsyncTrackingClient]]:
-    """Run an emulator with this fault, and yield it with a client."""
+    """Run an emulator in which the first request gets this fault. Yield the emulator and a client that sends to it."""
     async with running_emulator(Settings(limit=None)) as emulator:
         if fault is not None:
             emulator.faults.add(fault)
@@ -84,7 +84,7 @@ async def shop(
 
 
 def times_recorded(emulator: RunningEmulator, kind: Kind) -> int:
-    """Return how often the server recorded each event, if only the first request failed."""
+    """Return how often the server recorded each event: by each later request, and by the first if the fault records."""
     requests: int = emulator.stats()["requests"]
     # On a slow machine the short timeout may cause further requests.
     assert requests == 2 or kind.failure == "timeout"
@@ -125,7 +125,7 @@ async def test_at_least_once(name: str, caplog: pytest.LogCaptureFixture) -> Non
 
 @pytest.mark.parametrize("name", KINDS)
 async def test_at_most_once(name: str) -> None:
-    """If events are sent at most once, they are never recorded twice; the others of the batch are retried."""
+    """If an event is sent at most once, it is never recorded twice; other events of the same batch are retried."""
     kind = KINDS[name]
     retry = attrs.evolve(QUICK, at_most_once=(Order,))
     async with shop(kind.fault, retry=retry) as (emulator, client):
@@ -153,7 +153,7 @@ async def test_a_truncated_answer_is_an_answer() -> None:
 
 
 async def test_a_connection_closed_as_it_is_reused(caplog: pytest.LogCaptureFixture) -> None:
-    """If the server closes a connection while it is reused, every event is delivered, and no error is logged."""
+    """If the server closes a connection when a request reuses it, every event is delivered, and no error is logged."""
     batching = Batching(max_in_flight=1)
     async with shop(Fault(kind="close_idle", times=5), retry=QUICK, batching=batching) as (emulator, client):
         for number in range(12):

@@ -23,7 +23,7 @@ KEY = "s3cr3tk3y"
 async def test_events_go_over_http2_and_no_log_record_has_the_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If `http2=True` is set, batches use HTTP/2, and no log record, also of the header coder, has the key."""
+    """If `http2=True` is set, batches use HTTP/2, and no log record has the key, even from the header coder."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -76,8 +76,8 @@ async def test_unprocessed_requests_are_sent_again(
     assert isinstance(outcome, Delivered)
     assert not outcome.maybe_duplicate
     assert (3, []) == (len(server.paths), server.unprocessed)
-    # httpcore would repeat the request itself; on the package's own connection this is off: each request needs a
-    # permit.
+    # After "goaway-before", httpcore itself repeats the request of a caller's client, so the package counts no retry.
+    # On the package's own connections this is switched off, because each request needs a permit.
     assert (0 if (whose, word) == ("callers", "goaway-before") else 1) == retries
 
 

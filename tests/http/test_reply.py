@@ -31,7 +31,7 @@ STATUSES = {status: (verdict, recorded) for statuses, verdict, recorded in TABLE
 
 @pytest.mark.parametrize("others", [{}, {"retry_after": 1.0, "sent": False}], ids=shown)
 def test_status(others: dict[str, Any]) -> None:
-    """If the status is known, verdict and `maybe_recorded` depend on nothing else."""
+    """If a reply has a status, its verdict and `maybe_recorded` depend only on this status."""
     replies = {status: Reply(status=status, **others) for status in range(100, 600)}
 
     assert {status: (reply.verdict, reply.maybe_recorded) for status, reply in replies.items()} == STATUSES
@@ -143,7 +143,7 @@ def test_retry_after(value: str, expected: float) -> None:
     ids=lambda value: repr(value)[:40],
 )
 def test_no_retry_after(value: str | None) -> None:
-    """If the header is anything else, None is returned."""
+    """If the header is neither a number of seconds nor a valid HTTP date, None is returned."""
     assert parse_retry_after(value, now=NOW) is None
 
 

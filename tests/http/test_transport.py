@@ -60,7 +60,7 @@ async def test_a_request_follows_the_contract() -> None:
 
 @pytest.mark.parametrize("status", [200, 204, 301, 307, 400, 401, 403, 404, 408, 413, 429, 500, 503, 599])
 async def test_every_status_comes_back_as_a_value(status: int) -> None:
-    """If the server answers with any status, the transport returns it and follows no redirect."""
+    """If the server answers with any status, the transport returns this status and follows no redirect."""
     async with raw_server() as server:
         server.always(answer(status, "Location: http://127.0.0.1:9/elsewhere"))
         reply = await _post(server)
@@ -78,7 +78,7 @@ async def test_every_status_comes_back_as_a_value(status: int) -> None:
     ],
 )
 async def test_retry_after_is_read_in_both_forms(header: list[str], expected: float | None) -> None:
-    """If `Retry-After` has seconds or an HTTP date, it is read by the server's clock; other values are ignored."""
+    """If `Retry-After` has seconds or a date, the seconds are returned; a date is compared with the Date header."""
     async with raw_server() as server:
         server.always(answer(429, *header))
 
@@ -122,7 +122,7 @@ async def test_an_answer_that_never_comes_is_a_timeout_that_may_be_recorded() ->
 
 
 async def test_the_timeout_is_for_the_request_as_a_whole() -> None:
-    """If an answer arrives byte by byte without end, `timeout` ends it."""
+    """If an answer arrives byte by byte without end, the request ends after `timeout` seconds."""
 
     async def trickle(_: Arrived, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
@@ -206,7 +206,7 @@ async def test_connections_are_kept_between_requests() -> None:
 
 
 async def test_a_callers_client_is_shared_and_stays_open() -> None:
-    """If the caller's client is used, its headers and hooks apply, and closing the transport does not close it."""
+    """If a caller's HTTP client is used, its headers and hooks apply, and closing the transport does not close it."""
     seen: list[str] = []
 
     async def hook(request: httpx.Request) -> None:
@@ -227,7 +227,7 @@ async def test_a_callers_client_is_shared_and_stays_open() -> None:
 
 
 async def test_a_callers_client_does_not_authenticate_for_us() -> None:
-    """If the caller's client has an `auth`, it is not used."""
+    """If the caller's HTTP client has an `auth`, the package's requests do not use this `auth`."""
     async with raw_server() as server, httpx.AsyncClient(auth=("user", "password")) as own:
         transport = HttpxTransport(_credentials(), base_url=server.url, http_client=own)
         reply = await transport.post("view", BODY, on_sent=lambda: None)
@@ -237,7 +237,7 @@ async def test_a_callers_client_does_not_authenticate_for_us() -> None:
 
 
 async def test_a_callers_closed_client_is_no_network_failure() -> None:
-    """If the caller has closed its client, the failure is `closed`, and the event was not recorded."""
+    """If the caller has closed the HTTP client, the failure is `closed`, and the event was not recorded."""
     own = httpx.AsyncClient()
     await own.aclose()
     transport = HttpxTransport(_credentials(), base_url="http://127.0.0.1:9/", http_client=own)
@@ -300,7 +300,7 @@ async def test_the_key_is_on_the_wire_and_in_nothing_that_prints(caplog: pytest.
     ],
 )
 def test_a_base_url_that_cannot_be_meant_is_refused(url: str, says: str) -> None:
-    """If a base URL is wrong, `ConfigurationError` says what to write."""
+    """If a base URL is wrong, `ConfigurationError` is raised and says what to write."""
     with pytest.raises(ConfigurationError, match=says):
         checked_base_url(url, allow_insecure=False)
 
@@ -327,7 +327,7 @@ def test_plain_http_elsewhere_needs_an_explicit_yes() -> None:
 @pytest.mark.parametrize("value", ["", " key", "key\n", "k\x00y", None, 5, b"key"])
 @pytest.mark.parametrize("name", ["api_key", "partner_id"])
 def test_credentials_that_cannot_be_meant_are_refused(name: str, value: str) -> None:
-    """If key or id is empty, padded or not a str, `ConfigurationError` is raised and does not show the value."""
+    """If the key or the shop's id is empty, padded or no str, `ConfigurationError` is raised and hides the value."""
     given = {"api_key": "key", "partner_id": "partner", name: value}
     with pytest.raises(ConfigurationError, match=name) as caught:
         Credentials(**given)
@@ -399,7 +399,7 @@ async def test_closing_while_the_client_is_made_leaves_no_task() -> None:
 
 @pytest.mark.parametrize("taken", [True, False])
 async def test_a_cancelled_task_of_a_transport_is_broken(*, taken: bool) -> None:
-    """If a caller's transport raises `CancelledError` by itself, the failure is `broken`."""
+    """If a caller's transport raises `CancelledError` although no task was cancelled, the failure is `broken`."""
 
     class Cancelled(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -418,7 +418,7 @@ async def test_a_cancelled_task_of_a_transport_is_broken(*, taken: bool) -> None
 
 
 async def test_a_failed_opening_is_repeated() -> None:
-    """If preparing the connections fails or is cancelled, only that request fails."""
+    """If preparing the connections fails or is cancelled, the waiting request fails, but the next request succeeds."""
     async with raw_server() as server:
         transport = HttpxTransport(_credentials(), base_url=server.url)
         first = asyncio.create_task(transport.post("view", BODY, on_sent=lambda: None))
@@ -434,7 +434,7 @@ async def test_a_failed_opening_is_repeated() -> None:
 
 
 async def test_an_opening_that_takes_long_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If reading the certificates takes longer than a request, the next request uses the result."""
+    """If a request times out while the certificates are read, the reading goes on, and the next request uses them."""
     go_on, made = threading.Event(), []
     read = EnvironmentReader.read
 
@@ -481,7 +481,7 @@ async def test_a_redirect_that_repeats_the_query_leaves_no_key_in_a_log(caplog: 
 
 
 async def test_an_answer_that_trickles_is_not_waited_for() -> None:
-    """If the rest of an answer arrives slowly, it is read for at most one second, whatever the timeouts are."""
+    """If the rest of an answer arrives slowly, it is read for one second at most, whatever the timeouts are."""
     ended = asyncio.Event()
 
     async def trickle(_: Arrived, writer: asyncio.StreamWriter) -> None:
@@ -543,7 +543,7 @@ class SetClock:
 async def test_an_idle_connection_is_used_again_for_four_seconds(
     idle: float, connections: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a connection was idle for less than 4 s, it is reused; otherwise a new one is opened."""
+    """If a connection was idle for less than 4 s, it is reused; otherwise a new connection is opened."""
     clock = SetClock()
     async with raw_server() as server:
         transport = HttpxTransport(_credentials(), base_url=server.url)
@@ -612,7 +612,7 @@ def test_the_rest_of_an_answer_gets_one_second(chunks: list[bytes | None], timeo
 
 
 def test_a_status_stands_if_the_whole_time_ends_first() -> None:
-    """If the rest of an answer outlasts the request's `timeout`, its status still counts."""
+    """If the rest of an answer takes longer than the request's `timeout`, the answer's status still counts."""
     server = Answering(None, status=403)
 
     async def test() -> float:
@@ -637,7 +637,7 @@ async def test_a_short_answer_is_kept_whole(body: bytes) -> None:
 
 
 async def test_an_answer_is_read_up_to_64_kib() -> None:
-    """If a body has at most 64 KiB, it is read completely; reading a longer one stops after that."""
+    """If a body has at most 64 KiB, it is read completely; a longer body is not read to its end."""
     whole, longer = Answering(*[b"x" * 4096] * 16), Answering(*[b"x" * 4096] * 100)
     for server in (whole, longer):
         await _answer_of(server)
@@ -778,14 +778,15 @@ def test_a_refused_key_is_in_no_error(key: str) -> None:
 
 
 def test_the_header_coder_logs_no_target(caplog: pytest.LogCaptureFixture) -> None:
-    """If HTTP/2's header coder logs, its records do not contain the key, whether or not the path is in its table."""
+    """If HTTP/2's header coder logs, its records do not contain the key, even if its table already has the path."""
     caplog.set_level(logging.DEBUG)
     for _ in range(2):
         HttpxTransport(_credentials(), base_url="https://shop.test/")
     coder, decoder = hpack.Encoder(), hpack.Decoder()
     headers = [(":path", f"/1.0/view?apiKey={KEY}&partnerId=partner"), ("x-other", "value")]
     block = coder.encode(headers)
-    # A redirect may repeat the query with its key, and the decoder logs what it decodes.
+    # The decoder logs each header that it decodes. An answer's headers may contain the key, too: the Location header of
+    # a redirect may repeat the query of the request.
     assert headers == decoder.decode(block)
     # The coder logs the entries that are removed when its table shrinks.
     coder.header_table_size = 50

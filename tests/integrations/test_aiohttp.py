@@ -1,4 +1,4 @@
-"""The client in aiohttp applications: cleanup contexts, sub-applications, several shops, `using`, the cookie."""
+"""The client in aiohttp applications: opening and closing, sub-applications, several shops, and the session cookie."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def health(_: web.Request) -> web.Response:
 
 
 def application(*, cookie: bool = True, client: bool = True) -> web.Application:
-    """Return an application with a sub-application."""
+    """Return an application with a sub-application; `cookie` and `client` say whether it gets cookie and client."""
     inner = web.Application()
     inner.router.add_get("/", product)
     app = web.Application()
@@ -94,7 +94,7 @@ async def test_what_is_tracked_is_delivered_when_the_application_ends(emulator: 
 
 @pytest.mark.usefixtures("emulator")
 async def test_a_new_visitor_gets_a_cookie_once() -> None:
-    """If a visitor is new, the first response sets the cookie, even an error or a stream; later ones do not."""
+    """If a visitor is new, the first response sets the cookie, even an error or a stream; later responses do not."""
     pattern = r"retailrocket_session=([0-9a-f]{32}); HttpOnly; Max-Age=31536000; Path=/; SameSite=Lax"
     async with served(application()) as browser:
         unasked = await browser.get("/health")
@@ -131,7 +131,7 @@ async def test_several_shops() -> None:
 
 
 async def test_a_test_uses_another_client(emulator: RunningEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an application starts inside `using`, it uses and closes the given client, and needs no environment."""
+    """If an application starts inside `using`, it uses and closes the given client, without environment variables."""
     monkeypatch.delenv("RETAILROCKET_API_KEY")
     mine = AsyncTrackingClient(Settings().api_key, Settings().partner_id, base_url=emulator.url)
 

@@ -1,4 +1,4 @@
-"""The lifespan that wraps an ASGI application without its own lifespan, message by message."""
+"""The lifespan that wraps an ASGI application without its own lifespan, checked message by message."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def live(rocket: RetailRocket, scope: dict[str, Any], seen: list[Any]) -> 
 
 
 async def test_the_client_lives_between_start_and_end() -> None:
-    """If the application runs, requests find the client in their state; lifespan events stay outside."""
+    """If the application runs, requests find the client in their state; the application gets no lifespan events."""
     seen: list[Any] = []
     scope: dict[str, Any] = {"type": "lifespan", "state": {}}
     await live(RetailRocket(make), scope, seen)

@@ -1,4 +1,4 @@
-"""The documented task runs in a real Celery worker, which forks a pool of processes for its tasks."""
+"""The Celery task that the documentation shows runs in a real worker, which forks a pool of processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ app.conf.update(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_task_tracks_from_every_process(tmp_path: Path) -> None:
-    """If tasks track in the pool's processes, all events are recorded, even those just before SIGTERM."""
+    """If tasks track in the pool's processes, all events are recorded, even events tracked just before SIGTERM."""
     [source] = [
         example.source
         for example in examples(ROOT / "docs" / "how-to" / "threads-and-processes.md")
@@ -67,7 +67,7 @@ def test_a_task_tracks_from_every_process(tmp_path: Path) -> None:
             start_new_session=True,
             text=True,
         ) as worker:
-            # A worker that hangs fails this test, and not the whole run.
+            # A worker that hangs is killed, so that only this test fails.
             killer = threading.Timer(100, os.killpg, (worker.pid, signal.SIGKILL))
             killer.start()
             try:

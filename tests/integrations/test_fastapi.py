@@ -93,7 +93,7 @@ def application() -> FastAPI:
 
 
 def test_the_client_is_a_dependency_everywhere(emulator: EmulatorProcess) -> None:
-    """If an endpoint, thread, background task, websocket or sub-application asks for the client, it gets it."""
+    """If an endpoint, thread, background task, websocket or sub-application asks for the client, it gets the client."""
     with TestClient(application()) as browser:
         for path in ("/product/1", "/thread", "/later", "/inner/product/5"):
             browser.get(path).raise_for_status()
@@ -129,7 +129,7 @@ def test_a_router_may_bring_the_lifespan(emulator: EmulatorProcess) -> None:
 
 
 def test_without_its_lifespan_there_is_no_client() -> None:
-    """If no lifespan was run, an error says so; `dependency_overrides` work without a lifespan."""
+    """If no lifespan was run, an error says this; `dependency_overrides` work without a lifespan."""
     app = FastAPI()
     app.include_router(router)
 
@@ -142,6 +142,6 @@ def test_without_its_lifespan_there_is_no_client() -> None:
 
 
 def test_the_schema_knows_nothing_of_the_client() -> None:
-    """If the API's description is created, the dependencies add no parameters to it."""
+    """If the API's description is created, the client's dependencies add no parameters to the description."""
     for path in application().openapi()["paths"].values():
         assert [parameter["name"] for parameter in path["get"].get("parameters", [])] in ([], ["product_id"])

@@ -1,4 +1,4 @@
-"""The handle under gevent, where threads are greenlets and share one thread's event loop."""
+"""The client's handle for threads works under gevent, where threads are greenlets of one real thread."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ print(json.dumps([sorted({greenlet.value for greenlet in greenlets}), *reports])
 
 @pytest.mark.parametrize("where", ["memory", "spool"])
 def test_greenlets_track(where: str) -> None:
-    """If gevent is patched in, greenlets track with a handle; in the loop's own greenlet the error names gevent."""
+    """If gevent has patched threads, greenlets can use a handle; the loop's own greenlet gets an error about gevent."""
     with emulator_process() as emulator:
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),

@@ -1,4 +1,4 @@
-"""OpenTelemetry: each request has one span, with links to the spans that tracked its events; and there are metrics."""
+"""OpenTelemetry gets metrics, and one span per request, with links to the spans in which its events were tracked."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ async def test_a_batch_is_linked_to_the_pages_of_its_events(telemetry: Telemetry
 
 
 async def test_a_direct_request_is_a_child(telemetry: Telemetry) -> None:
-    """If `send` is called, its span is a child of the caller's; a retry has its own span, a failure error status."""
+    """If `send` is called, each of its requests has a span under the caller's span; failures have an error status."""
     async with RecordingClient(observer=telemetry.observer()) as client:
         with telemetry.tracer.start_as_current_span("page") as page:
             client.fail_with("connect")
@@ -185,7 +185,7 @@ async def test_what_is_dropped_has_its_reason(telemetry: Telemetry) -> None:
 
 
 async def test_clients_of_one_provider_are_told_apart(telemetry: Telemetry) -> None:
-    """If clients have different shops, their metrics are separate; clients of one shop share one series."""
+    """If clients have different shops, their metrics are separate; the numbers of two clients of one shop are added."""
     shops = ["a", "b", "b"]
     async with AsyncExitStack() as stack:
         for number, shop in enumerate(shops, 1):
@@ -215,7 +215,7 @@ async def test_events_are_counted_when_the_client_is_gone(telemetry: Telemetry) 
 
 
 def test_the_current_context_is_told_by_its_variable() -> None:
-    """If OpenTelemetry stores its context in a variable, the observer finds it, and looks up the span once per page."""
+    """If OpenTelemetry stores its context in a variable, the observer finds this variable and uses it as `origin`."""
     origin = OpenTelemetryObserver().origin
     assert origin is not None
     assert origin.get() is get_current()
@@ -229,7 +229,7 @@ def test_what_does_not_hold_the_current_context_is_not_taken(variable: ContextVa
 
 
 async def test_another_runtime_for_contexts_serves_as_well(telemetry: Telemetry) -> None:
-    """If that variable is not found, every event is still linked to the span of its page."""
+    """If OpenTelemetry's context variable is not found, every event is still linked to the span of its page."""
     observer = telemetry.observer()
     observer.origin = None
     async with RecordingClient(observer=observer, batching=Batching(linger=0.05)) as client:
@@ -242,7 +242,7 @@ async def test_another_runtime_for_contexts_serves_as_well(telemetry: Telemetry)
 
 
 async def test_a_client_that_is_gone_is_silent(telemetry: Telemetry) -> None:
-    """If a client is gone, the metrics read from it end, and they did not keep it alive."""
+    """If a client is closed and deleted, its metrics end, because they do not keep the client alive."""
 
     async def short_life() -> None:
         async with RecordingClient(observer=telemetry.observer()) as client:

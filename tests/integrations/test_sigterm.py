@@ -1,4 +1,4 @@
-"""The documented worker is ended by a real SIGTERM."""
+"""A real SIGTERM or SIGINT ends the worker that the documentation shows, and no event is lost."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def recipe() -> str:
 
 
 def patient(main: str) -> str:
-    """Return the function with longer timeouts, because the machine may be busy."""
+    """Return the source of `main` with longer timeouts, because the machine may be busy."""
     for old, new in (("timeout=10", "timeout=90"), ("from_env()", "from_env(timeout=90)")):
         assert main.count(old) == 1
         main = main.replace(old, new)
@@ -70,7 +70,7 @@ def emulator() -> Iterator[EmulatorProcess]:
 
 @contextmanager
 def worker(main: str, emulator: EmulatorProcess) -> Iterator[subprocess.Popen[str]]:
-    """Run the worker during the block; at the end kill it if it still runs."""
+    """Run the worker during the block; at the end, kill the worker if it still runs."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "RETAILROCKET_API_KEY": Settings().api_key,
@@ -96,7 +96,7 @@ def worker(main: str, emulator: EmulatorProcess) -> Iterator[subprocess.Popen[st
 def accepted_until_ended(
     process: subprocess.Popen[str], number: signal.Signals, when: Callable[[], object] = lambda: True
 ) -> tuple[list[int], str, str]:
-    """Send the signal while the worker works. Return the accepted events, the last line, and the errors."""
+    """Send the signal while the worker works. Return the accepted events, the last printed line, and the errors."""
     assert process.stdout is not None
     assert process.stderr is not None
     first = [process.stdout.readline() for _ in range(200)]

@@ -1,4 +1,4 @@
-"""The client in Starlette applications: lifespans, mounted applications, several shops, `using`, the cookie."""
+"""The client in Starlette applications: lifespans, mounted applications, several shops, and the session cookie."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_nothing_is_read_before_the_start(emulator: EmulatorProcess, monkeypatch
 
 @pytest.mark.usefixtures("emulator")
 def test_the_applications_own_lifespan_runs_inside() -> None:
-    """If the application has its own lifespan, it runs while the client is open, and the states are merged."""
+    """If the application has its own lifespan, it runs while the client is open, and the two states are merged."""
     rocket = RetailRocket()
     seen: list[str] = []
 
@@ -145,7 +145,7 @@ def test_a_sync_endpoint_has_a_handle(emulator: EmulatorProcess) -> None:
 
 
 def test_several_shops(emulator: EmulatorProcess) -> None:
-    """If an application has several shops, each has its own client under its name."""
+    """If an application has several shops, each `RetailRocket` has its own client under its own name."""
     first = RetailRocket()
     second = RetailRocket(lambda: AsyncTrackingClient("other-key", "other", base_url=emulator.url), name="other")
 
@@ -169,7 +169,7 @@ def test_one_name_is_not_for_two() -> None:
 
 
 def test_a_mounted_application_has_the_client_of_its_parent(emulator: EmulatorProcess) -> None:
-    """If an application is mounted, it uses the outermost application's client, as its own lifespan is not run."""
+    """If an application is mounted, it uses the outermost application's client: its own lifespan does not run."""
     inner = Starlette(routes=[Route("/", product)])
     app = Starlette(routes=[Mount("/outer/inner", inner)], lifespan=RetailRocket().lifespan)
 
@@ -181,7 +181,7 @@ def test_a_mounted_application_has_the_client_of_its_parent(emulator: EmulatorPr
 
 @pytest.mark.usefixtures("emulator")
 def test_without_its_lifespan_there_is_no_client() -> None:
-    """If no lifespan was run, in a mounted application or a test, an error says so."""
+    """If no lifespan was run, in a mounted application or in a test, using the client raises an error with advice."""
     inner = Starlette(routes=[Route("/", product)], lifespan=RetailRocket().lifespan)
 
     with (
@@ -194,7 +194,7 @@ def test_without_its_lifespan_there_is_no_client() -> None:
 
 
 def test_a_test_uses_another_client(emulator: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an application starts inside `using`, it uses and closes the given client, and needs no environment."""
+    """If an application starts inside `using`, it uses and closes the given client, without environment variables."""
     for name in ("API_KEY", "PARTNER_ID", "BASE_URL"):
         monkeypatch.delenv(f"RETAILROCKET_{name}")
     rocket = RetailRocket()
@@ -283,7 +283,7 @@ HEADER = re.compile(r"retailrocket_session=([0-9a-f]{32}); HttpOnly; Max-Age=315
 
 @pytest.mark.parametrize(("scheme", "secure"), [("http", None), ("https", "; Secure")])
 def test_a_new_visitor_gets_a_cookie_once(scheme: str, secure: str | None) -> None:
-    """If a visitor is new, the first response sets the cookie; later requests have the session and set none."""
+    """If a visitor is new, the first response sets the cookie; later requests have the session and set no cookie."""
     browser = TestClient(SITE, base_url=f"{scheme}://shop.test")
 
     first = browser.get("/plain")
@@ -328,7 +328,7 @@ def test_the_cookie_is_found_among_others(header: str) -> None:
 
 @pytest.mark.parametrize("value", ["", "a-b", "x" * 51, "ёж".encode().decode("latin-1"), "a%20b"], ids=ascii)
 def test_a_cookie_that_breaks_the_rule_is_replaced(value: str) -> None:
-    """If a cookie is not a valid session id, a new one is set."""
+    """If a cookie is not a valid session id, the response sets a new cookie."""
     answer = TestClient(SITE).get("/plain", headers={"cookie": f"retailrocket_session={value}".encode("latin-1")})
 
     assert HEADER.fullmatch(answer.headers["set-cookie"])
@@ -346,7 +346,7 @@ def test_a_session_is_kept_only_by_the_rule(value: str) -> None:
 
 
 def test_without_the_middleware_there_is_no_session() -> None:
-    """If the middleware is missing, an error names it."""
+    """If the middleware is missing, using the session raises an error that names the middleware."""
     bare = Starlette(routes=[Route("/{kind}", visit)])
 
     with pytest.raises(UsageError, match="SessionCookie"):
@@ -354,5 +354,5 @@ def test_without_the_middleware_there_is_no_session() -> None:
 
 
 def test_a_new_session_is_as_the_package_makes_it() -> None:
-    """If a visitor's session is new, its id is as long as those of `new_session_id`."""
+    """If a visitor's session is new, its id is as long as an id from `new_session_id`."""
     assert len(Session("name", None).id) == len(new_session_id())

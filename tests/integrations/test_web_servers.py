@@ -114,7 +114,7 @@ class Site:
 
     Attributes:
         process: the server's main process.
-        port: where it listens, from the very beginning: a request waits until a worker is ready for it.
+        port: the port on which the server listens from the start; a request waits until a worker is ready for it.
     """
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:

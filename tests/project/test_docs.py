@@ -227,7 +227,7 @@ def ends() -> Iterator[End]:
 
 def batch_of_two() -> Batch:
     """Return a batch of two events for one request."""
-    batch = Batch(0.0, 0, None)
+    batch = Batch(0.0)
     batch.envelopes, batch.receipts = [b"{}", b"{}"], [Receipt("view"), Receipt("view")]
     return batch
 

@@ -95,14 +95,14 @@ def parked(server: RawServer) -> asyncio.Event:
 
 @asynccontextmanager
 async def client_of(server: RawServer, **options: Any) -> AsyncIterator[AsyncTrackingClient]:
-    """Yield a client of a server, and close it at once at the end."""
+    """Yield a client of the server. At the end, close the client without waiting for its events."""
     options.setdefault("api_key", "key")
     client = AsyncTrackingClient(partner_id="partner", base_url=server.url, **options)
     try:
         yield client
     finally:
         await client.aclose(0.0)
-        # Connections that are still closing would be collected in another test, so this waits for them.
+        # Connections that are still closing would be garbage-collected in a later test, so this waits for them.
         await connections_closed(client)
 
 
@@ -184,7 +184,7 @@ async def test_a_call_that_has_returned_keeps_no_visitor(
 
 @pytest.mark.parametrize("replies", [None, answer(503), answer(429, "Retry-After: 50")], ids=["parked", "503", "429"])
 async def test_a_send_that_was_cancelled_keeps_no_visitor(replies: bytes | None) -> None:
-    """If a `send` is cancelled in flight or before its retry, nothing refers to its context."""
+    """If a `send` is cancelled in flight or before its retry, no object refers to its caller's context."""
     retry = RetryPolicy(initial_backoff=FAR, max_backoff=FAR, max_elapsed=FAR)
     async with raw_server() as server, client_of(server, retry=retry) as client:
         if replies is None:
@@ -198,7 +198,7 @@ async def test_a_send_that_was_cancelled_keeps_no_visitor(replies: bytes | None)
 
 @pytest.mark.parametrize("limiter", [LocalLimiter(None), LocalLimiter(RateLimit(requests=1, per=FAR))], ids=["no", "1"])
 async def test_a_send_that_waited_for_its_permit_keeps_no_visitor(limiter: LocalLimiter) -> None:
-    """If a `send` is cancelled while it waits for a permit, no timer refers to its context."""
+    """If a `send` is cancelled while it waits for a permit, no timer refers to its caller's context."""
     async with raw_server() as server, client_of(server, limiter=limiter) as client:
         await client.send(event(1))
         limiter.pause_until(asyncio.get_running_loop().time() + 60.0)
@@ -209,7 +209,7 @@ async def test_a_send_that_waited_for_its_permit_keeps_no_visitor(limiter: Local
 
 @pytest.mark.parametrize("does", [_tracks, _gives_up])
 async def test_an_outage_keeps_no_visitor(does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]]) -> None:
-    """If the API is down, neither the circuit breaker's timers nor waiting requests refer to a context."""
+    """If the API is down, neither the circuit breaker's timers nor waiting requests refer to a caller's context."""
     retry = RetryPolicy(initial_backoff=60.0, max_backoff=60.0, max_elapsed=FAR)
     batching = Batching(linger=0.0, max_events=1)
     async with raw_server() as server, client_of(server, retry=retry, batching=batching) as client:
@@ -223,7 +223,7 @@ async def test_an_outage_keeps_no_visitor(does: Callable[[AsyncTrackingClient], 
 
 
 async def test_a_full_buffer_keeps_no_visitor() -> None:
-    """If a caller stops waiting for space in the buffer, in the loop or a thread, nothing refers to its context."""
+    """If a caller stops waiting for space in the buffer, in the loop or a thread, no object keeps its context."""
     options = {"batching": Batching(linger=FAR, max_events=10), "buffer": Buffer(max_events=1)}
     async with raw_server() as server, client_of(server, **options) as client:
         parked(server)
@@ -329,7 +329,7 @@ async def test_hooks_see_and_keep_no_visitor(kind: str, blocked: Blocked) -> Non
 
 
 async def test_a_hook_called_at_a_visitors_line_sees_no_visitor(blocked: Blocked) -> None:
-    """If one visitor's call drops another visitor's event, the hook sees the context of neither."""
+    """If one visitor's call drops another visitor's event, the hook and the observer see neither visitor's context."""
     blocked.go_on.set()
     options: dict[str, Any] = {"buffer": Buffer(max_events=1, overflow="drop_oldest"), "batching": Batching(linger=FAR)}
     seeing = Seeing()
@@ -346,7 +346,7 @@ async def test_a_hook_called_at_a_visitors_line_sees_no_visitor(blocked: Blocked
 
 
 async def test_a_thread_keeps_no_variables_from_one_call_to_the_next() -> None:
-    """If a hook sets a context variable in its thread, the next call does not see it."""
+    """If a hook sets a context variable in its thread, the next call of the hook does not see the value."""
     seen: list[Visitor | None] = []
 
     def hook(_: object) -> None:
@@ -370,7 +370,7 @@ def _is_long(things: list[Any], length: int) -> bool:
 
 
 class Seeing(Observer):
-    """Record which methods of the observer see a visitor, and set a variable for each request."""
+    """An observer that records which of its methods see a visitor, and sets a context variable for each request."""
 
     def __init__(self) -> None:
         self.seen: set[tuple[str, bool]] = set()
@@ -409,7 +409,7 @@ current: ContextVar[str | None] = ContextVar("current", default=None)
 async def test_the_context_that_an_observer_sees(
     does: Callable[[AsyncTrackingClient], Coroutine[Any, Any, None]], sees: set[str]
 ) -> None:
-    """If an event is tracked or sent directly, the observer sees the caller's context; for a batch, an empty one."""
+    """If an event is tracked or sent directly, the observer sees the caller's context; for batches, an empty one."""
     seeing = Seeing()
     methods = {"request_began", "request_ended", "settled"} | sees
     async with raw_server() as server, client_of(server, observer=seeing) as client:
@@ -422,7 +422,7 @@ async def test_the_context_that_an_observer_sees(
 
 @pytest.mark.parametrize("keeps", [False, True])
 async def test_a_variable_set_by_an_observer_holds_for_its_request(keeps: bool) -> None:  # noqa: FBT001
-    """If `request_began` sets a variable, only that request sees it, not another request or a retry."""
+    """If `request_began` sets a variable, only this request sees the value; other requests and retries do not."""
     inside: list[str | None] = []
 
     class Limiter(LocalLimiter):
@@ -455,7 +455,7 @@ async def test_a_variable_set_by_an_observer_holds_for_its_request(keeps: bool) 
 
 
 async def test_an_observer_with_an_origin_keeps_no_visitor() -> None:
-    """If `Observer.origin` is set, the client forgets its value at the next request at the latest."""
+    """If `Observer.origin` is set, the client refers to the variable's value only until its next request."""
 
     class Origin(Observer):
         origin = visitor
@@ -504,7 +504,7 @@ async def test_a_close_with_a_spool_keeps_no_visitor(tmp_path: Path) -> None:
         go_on.set()
 
 
-# --- the edges ---
+# --- the Redis limiter, relays and applications ---
 
 
 @pytest.mark.needs_server("redis-server")

@@ -132,13 +132,13 @@ def test_every_name_of_the_relay() -> None:
 
 
 def test_a_module_of_ours_is_no_extra() -> None:
-    """If a module of the package itself is missing, the plain error is raised, because this is a defect."""
+    """If a module of the package itself is missing, the error names no extra, because no extra can install it."""
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'retailrocket_async\._nothing'"), needing("redis"):
         import retailrocket_async._nothing  # noqa: F401
 
 
 def test_an_old_version_names_the_extra() -> None:
-    """If a library is too old to have a name, the error names the extra that installs a newer version."""
+    """If an imported name is missing in a library, the error names the extra that installs a newer version."""
     errors = r'another version of json is needed .*: pip install "retailrocket-async\[redis\]"'
     with pytest.raises(ImportError, match=errors), needing("redis"):
         from json import nothing  # type: ignore[attr-defined] # noqa: F401

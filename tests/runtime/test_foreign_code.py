@@ -1,4 +1,4 @@
-"""If code of others raises any error, at any stack depth, no event loses its outcome, and all counters are right."""
+"""If code outside the package raises any error, at any stack depth, every event gets its outcome and is counted."""
 
 from __future__ import annotations
 
@@ -491,7 +491,7 @@ def test_ctrl_c_in_an_observer_leaves_the_log_open() -> None:
 
 
 def test_ctrl_c_is_distinguished_from_an_error_of_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If `KeyboardInterrupt` is raised outside the main thread or without Python's handler, it is not Ctrl-C."""
+    """If `KeyboardInterrupt` is raised outside the main thread or without Python's handler, it is not a Ctrl-C."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with_pythons_handler = is_interrupt(KeyboardInterrupt())
@@ -580,7 +580,7 @@ def test_no_counter_becomes_wrong_near_the_recursion_limit(
                 try:
                     at_depth_left(left, lambda left=left: client.track_nowait(event(left, f"v{left % 7}")))  # type: ignore[misc]
                     accepted += 1
-                except Exception as error:  # noqa: BLE001 - RecursionError, in whatever disguise
+                except Exception as error:  # noqa: BLE001 - other errors may replace the RecursionError
                     assert isinstance(error, RecursionError | EventValidationError) or buffer.overflow == "raise", error  # noqa: PT017
                 check_balance(client.stats())
             await client.flush()
@@ -640,7 +640,7 @@ def test_a_change_without_enough_stack_is_refused_before_it_begins() -> None:
 
 
 def test_orders_are_still_valid() -> None:
-    """If the broken part of the values in the tests above is corrected, the values are valid."""
+    """`order_lines` accepts correct values, so the errors in the tests above come only from the broken values."""
     [line] = order_lines(
         [{"product_id": 1, "quantity": 1, "price": 1}], session_external_id="v", transaction="t", timestamp=None
     )

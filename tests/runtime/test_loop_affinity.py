@@ -90,13 +90,13 @@ def test_every_method_refuses_a_second_loop(use: str) -> None:
 
     client = run(first())
     run(second())
-    # The client is collected here, because its warning would make a later test fail.
+    # The open client is garbage-collected here, because its `ResourceWarning` would make a later test fail.
     client = None
     gc.collect()
 
 
 def test_thread_without_a_loop_is_refused() -> None:
-    """If a thread has no loop, `track_nowait` raises an error there, before and after the first use."""
+    """If a thread without a loop calls `track_nowait`, an error is raised, before and after the client's first use."""
     messages: list[str] = []
 
     async def test() -> None:
@@ -191,7 +191,7 @@ def test_fork_is_refused_in_the_child() -> None:
 
 
 def test_after_a_fork() -> None:
-    """If the process forked, an error that mentions the fork is raised, with and without a running loop."""
+    """If the process has forked, using the client raises an error with advice, with and without a running loop."""
     affinity = LoopAffinity()
     affinity.after_fork()
 

@@ -62,7 +62,7 @@ def test_blanks_in_the_address(blank: str) -> None:
 
 
 def test_blanks_in_a_parsed_address() -> None:
-    """If httpx has already percent-encoded the white space, an error is raised, too."""
+    """If httpx has already percent-encoded white space in the address, an error is still raised."""
     with pytest.raises(ConfigurationError, match="white space"):
         AsyncTrackingClient("key", "shop", base_url=httpx.URL("https://shop.test/1 0"))  # type: ignore[arg-type]
 
@@ -119,7 +119,7 @@ def test_control_characters_in_the_path_of_a_spool(path: str) -> None:
 )
 @pytest.mark.parametrize("setting", ["api_key", "partner_id", "base_url"])
 def test_the_type_of_a_setting(setting: str, value: object, kind: str) -> None:
-    """If a setting has a wrong type, the error names the type, and how to unwrap a wrapped secret."""
+    """If a setting has a wrong type, the error names the type, and says how to unwrap a secret such as `SecretStr`."""
     settings = {"api_key": "key", "partner_id": "shop", setting: value}
 
     with pytest.raises(ConfigurationError, match=rf"^{setting} must be .*, not {kind}"):
@@ -127,7 +127,7 @@ def test_the_type_of_a_setting(setting: str, value: object, kind: str) -> None:
 
 
 def test_a_surrogate_in_the_key() -> None:
-    """If the key contains a lone surrogate, the error says so."""
+    """If the key contains a lone surrogate, the error says that lone surrogates are not allowed."""
     with pytest.raises(ConfigurationError, match=r"^api_key must not contain a lone surrogate"):
         AsyncTrackingClient("k\udcff", "shop")
 
@@ -145,7 +145,7 @@ def test_the_type_of_a_personal_value(field: str) -> None:
 
 @pytest.mark.parametrize("field", ["session_external_id", "contact_external_id", "email", "phone"])
 def test_a_surrogate_in_a_personal_value(field: str) -> None:
-    """If a personal value contains a lone surrogate, the error says so without the value."""
+    """If a personal value contains a lone surrogate, the error says this, but does not show the value."""
     fields = {"session_external_id": "a", "contact_external_id": "c", field: "a\ud800@b"}
 
     with pytest.raises(EventValidationError, match=r"contains a lone surrogate$"):

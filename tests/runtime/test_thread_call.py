@@ -24,7 +24,7 @@ async def test_it_returns_and_raises() -> None:
 
 
 async def test_it_sees_the_callers_context() -> None:
-    """If the caller has set a context variable, the function sees its value."""
+    """If the caller has set a context variable, the function sees the variable's value in its thread."""
     variable = contextvars.ContextVar("variable", default="none")
     variable.set("mine")
 
@@ -50,11 +50,11 @@ def test_a_closed_loop_gets_no_result() -> None:
 
     def late() -> None:
         go_on.wait()
-        threading.current_thread().__class__  # noqa: B018 - anything at all
+        threading.current_thread().__class__  # noqa: B018 - some work of the function
         ended.set()
 
     async def begin() -> None:
-        asyncio.create_task(call_in_thread(late))  # noqa: RUF006 - it is left to its fate
+        asyncio.create_task(call_in_thread(late))  # noqa: RUF006 - nobody waits for the task
         await asyncio.sleep(0)
 
     asyncio.run(begin())

@@ -1,4 +1,7 @@
-"""The worker thread ends with its owner; the exit waits for its calls; without threads the loop makes the calls."""
+"""A `WorkerThread` makes calls one after the other in a thread of its own; if no thread can start, the loop makes them.
+
+The thread ends when its owner is gone, and the interpreter's exit waits for calls that are running.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ async def test_calls_are_made_in_order_in_one_thread() -> None:
 
 @pytest.mark.parametrize("end", ["close", "collect"])
 async def test_the_thread_ends_with_its_owner(end: str) -> None:
-    """If the worker is closed or its owner is collected, its thread ends after the calls already made."""
+    """If the worker is closed or garbage-collected, its thread ends after the calls that were made before."""
     worker = WorkerThread("worker")
     go_on, last = threading.Event(), threading.Event()
     thread = await worker.call(threading.current_thread)
@@ -98,7 +101,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("how", ["open", "closed", "forked"])
 def test_the_exit_waits_for_a_call(how: str) -> None:
-    """If a hook runs while the interpreter exits, the exit waits for it, except in a forked child."""
+    """If a hook runs while the interpreter exits, the exit waits for the hook, except in a forked child."""
     if how == "forked" and not hasattr(os, "fork"):
         pytest.skip("there is no fork here")
     done = subprocess.run(
@@ -159,7 +162,7 @@ async def test_without_a_thread_the_loop_makes_the_call() -> None:
 
 
 async def test_without_a_thread_a_spool_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """If no thread can start, a spool raises an error to each caller; once a thread can start, it works."""
+    """If no thread can start, a spool raises an error to each caller; once a thread can start, the spool works."""
     client = RecordingClient(spool=SqliteSpool(tmp_path / "spool"))
 
     def start(_: threading.Thread) -> NoReturn:

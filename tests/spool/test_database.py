@@ -1,4 +1,4 @@
-"""The database of a spool: its transactions, its greatest size, and its use by several processes at a time."""
+"""The database of a spool: its transactions, its maximum size, and its use by several processes at the same time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def test_a_transaction_is_all_or_nothing(file: SpoolFile) -> None:
     """If code inside a transaction raises, the file is as it was before the transaction."""
     add(file, numbered(2))
-    with pytest.raises(ZeroDivisionError), file.transaction():  # noqa: PT012 - what is done before it counts
+    with pytest.raises(ZeroDivisionError), file.transaction():  # noqa: PT012 - the block changes the file before it raises
         file.events.append(numbered(5), 1.0)
         file.settle(Settlement([(1, 1)], DELIVERED), 1.0)
         raise ZeroDivisionError
@@ -49,7 +49,7 @@ def test_sqlite_keeps_the_bound(tmp_path: Path, make: Callable[..., SpoolFile]) 
     file = make(max_bytes=1 << 20)
     file.open()
     written = 0
-    with pytest.raises(SpoolFileFullError):  # noqa: PT012 - sooner or later
+    with pytest.raises(SpoolFileFullError):  # noqa: PT012 - one of the calls raises
         while True:
             written = add(file, numbered(500))
     assert (tmp_path / "s" / DATABASE).stat().st_size <= (2 << 20) + 4096
@@ -84,7 +84,7 @@ def test_many_open_at_once(make: Callable[..., SpoolFile]) -> None:
 
 
 async def test_a_lock_file_that_is_removed(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If a lock file is removed, a new one is made, and two processes never hold the same lock."""
+    """If a lock file is removed, a new lock file is made, and two processes never hold the same lock."""
     async with client_of(tmp_path, emulator.url) as client:
         await (await client.track(event(1)))
         (tmp_path / "spool" / "write.lock").unlink()

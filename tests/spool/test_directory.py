@@ -36,14 +36,14 @@ def test_files_are_private(file: SpoolFile, tmp_path: Path) -> None:
 
 
 def test_a_directory_that_others_can_read_is_refused(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
-    """If other users can read the directory, it is refused, and the error names the command that changes this."""
+    """If other users can read the directory, opening the spool raises an error that advises `chmod 700`."""
     (tmp_path / "open").mkdir(mode=0o755)
     with pytest.raises(SpoolError, match="chmod 700"):
         make("open").open()
 
 
 def test_a_directory_without_rights_is_refused(unprivileged: Path) -> None:
-    """If the directory cannot be written, opening the spool raises an error that says so."""
+    """If the directory cannot be written, opening the spool raises an error that says that the spool cannot be used."""
     (unprivileged / "ro").mkdir(mode=0o500)
     with pytest.raises(SpoolError, match="cannot be used"):
         SpoolFile(unprivileged / "ro" / "s").open()
@@ -79,5 +79,5 @@ broken line
     ],
 )
 def test_network_file_systems_are_recognised(path: str, kind: str | None) -> None:
-    """A path has the file system of the deepest mount above it, or of the later of two mounts at the same place."""
+    """`network_mount` returns the network file system of a path's deepest mount (of two, the later), or None."""
     assert network_mount(MOUNTS.splitlines(), Path(path)) == kind

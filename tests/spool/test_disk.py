@@ -36,7 +36,7 @@ def small_disk(tmp_path: Path) -> Generator[Path]:
 
 
 async def test_a_full_disk(small_disk: Path) -> None:
-    """If the disk fills up, `track` raises and nothing is damaged; once there is room, all events are delivered."""
+    """If the disk fills up, `track` raises, but the file is intact; once there is room, all events are delivered."""
     async with running_emulator(Settings(limit=None)) as emulator:
         emulator.fail_with("status", status=503, times=30)
         spool = SqliteSpool(small_disk / "spool", min_free=16 << 20, full_timeout=0.2)
@@ -46,7 +46,7 @@ async def test_a_full_disk(small_disk: Path) -> None:
             fill(small_disk)
             with pytest.raises(SpoolFullError, match="disk"):
                 await client.track(event(1))
-            # The outcomes of these requests cannot be written while the disk is full.
+            # The server accepts these requests, but their outcomes cannot be written while the disk is full.
             await until(lambda: client.stats().requests_by_status.get(200, 0) >= 8)
             (small_disk / "ballast").unlink()
             receipt = await client.track(event(1))
@@ -87,7 +87,7 @@ def fill(disk: Path) -> None:
 
 @pytest.mark.endurance
 def test_torture() -> None:
-    """If processes that share a spool are killed at random, no accepted event is lost, and few are sent twice."""
+    """If processes that share a spool are killed at random, no accepted event is lost; few events are sent twice."""
     from acceptance.fleet.torture import torture
 
     found = torture(5.0, every=0.4)

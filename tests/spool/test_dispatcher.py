@@ -1,4 +1,4 @@
-"""A client with a spool: it delivers, flushes and closes without losing events."""
+"""A client with a spool delivers events, flushes and closes without losing an event."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 async def test_events_are_delivered(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If events are tracked, all are delivered, their receipts are `Delivered`, and the file is empty afterwards."""
+    """If events are tracked, all are delivered, their outcomes are `Delivered`, and the file is empty afterwards."""
     async with client_of(tmp_path, emulator.url) as client:
         receipts = await client.track_many(event(number) for number in range(1, 1201))
         receipts.append(await client.view(session_external_id="visitor", product_id=1201))
@@ -43,7 +43,7 @@ async def test_events_are_delivered(emulator: RunningEmulator, tmp_path: Path) -
 
 
 async def test_interval(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If the spool has `durability="interval"`, events are delivered as well."""
+    """If the spool has `durability="interval"`, all tracked events are delivered."""
     async with client_of(tmp_path, emulator.url, spool={"durability": "interval"}) as client:
         receipts = await client.track_many(event(number) for number in range(1, 101))
         await client.flush(30)
@@ -51,7 +51,7 @@ async def test_interval(emulator: RunningEmulator, tmp_path: Path) -> None:
 
 
 async def test_a_close_keeps_what_it_cannot_deliver(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If the API is down, a close loses no event, and every receipt says that its event is kept."""
+    """If the API is down, a close loses no event, and the outcome of every receipt is `Kept`."""
     emulator.fail_with("status", status=503, times=10_000)
     client = client_of(tmp_path, emulator.url)
     receipts = await client.track_many(event(number) for number in range(1, 1001))
@@ -135,7 +135,7 @@ async def test_a_closed_client_lets_nobody_wait(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_close_keeps_everything(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If a close is cancelled, every receipt is `Kept`, and the events in flight are marked as perhaps recorded."""
+    """If a close is cancelled, every outcome is `Kept`, and the events in flight have `maybe_recorded`."""
     emulator.fail_with("stall", times=100, seconds=60)
     client = client_of(tmp_path, emulator.url)
     receipts = await client.track_many(event(number) for number in range(1, 1001))

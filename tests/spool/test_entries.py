@@ -18,7 +18,7 @@ def entry_of(body: bytes) -> Entry:
 
 @given(st.lists(st.binary(max_size=50)), st.integers(0, 2000))
 def test_as_many_fit_as_there_is_room_for(bodies: list[bytes], room: int) -> None:
-    """`fitting(room)` returns how many of the first entries have a total size of at most `room` bytes."""
+    """`fitting(room)` returns how many of the oldest entries fit into `room` bytes together."""
     unwritten = UnwrittenEntries()
     unwritten.entries += map(entry_of, bodies)
     fitting = unwritten.fitting(room)
@@ -29,7 +29,7 @@ def test_as_many_fit_as_there_is_room_for(bodies: list[bytes], room: int) -> Non
 
 @given(st.lists(st.integers(1, 5), max_size=6), st.data())
 def test_removing_keeps_the_moments(groups: list[int], data: st.DataObject) -> None:
-    """If some entries are removed, the others still have their arrival times."""
+    """If some entries are removed, the remaining entries still have their arrival times."""
     unwritten = UnwrittenEntries()
     came: list[tuple[Entry, float]] = []
     for moment, count in enumerate(groups):

@@ -81,7 +81,7 @@ def test_what_a_dead_process_may_have_sent_is_known(file: SpoolFile, make: Calla
 async def test_a_damaged_event_is_set_aside(
     emulator: RunningEmulator, tmp_path: Path, before: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the JSON of an event is damaged, the event becomes a dead letter, and all others are delivered."""
+    """If the JSON of an event is damaged, the event becomes a dead letter, and all other events are delivered."""
     database = database_with(tmp_path, 20)
     content = database.read_bytes()
     flip(database, content.index(before, content.index(b'"productId":7') - 200) + 1, 0x80)

@@ -1,4 +1,4 @@
-"""Calls that a spool makes to SQLite and to the system fail, one call per run, either once or from then on.
+"""In each run one call of a spool to SQLite or to the operating system fails, either once or at every later call, too.
 
 First a run without a fault is recorded. Of each kind of call in this run the first, the second and the last call are
 chosen, and each of them fails in a run of its own. Whichever call fails, the spool's thread continues, no accepted
@@ -49,7 +49,7 @@ class FaultySpool(SqliteSpool):
     """A spool whose calls to SQLite and to the system fail as `FAULTS` says for its path."""
 
     def file(self, shop: str | None = None) -> SpoolFile:
-        """Return the file of the spool; the faults of the spool's path decide which of its calls fail."""
+        """Return the spool's file; `FAULTS` decides which calls of the file fail."""
         faults = FAULTS[self.path]
         return SpoolFile(
             self.path,
@@ -77,7 +77,7 @@ class Run:
 
 
 async def run(path: Path, faults: Faults, *, lasting: bool) -> Run:
-    """Track some events in a spool with these faults, close the client, and return what was found."""
+    """Track some events in a spool with these faults, and close the client. Return the result of the run."""
     recorded: list[int] = []
     problems: list[str] = []
 
@@ -111,9 +111,9 @@ async def run(path: Path, faults: Faults, *, lasting: bool) -> Run:
             try:
                 await client.flush(20.0)
             except SpoolError:
-                # The only fault of this run has hit this call, so the next flush succeeds.
+                # The one failing call of this run was made by this flush, so the next flush succeeds.
                 await client.flush(20.0)
-            # The failure is cleared when the next maintenance finds that the file works.
+            # `failure` becomes None when the next maintenance of the spool finds that the file works again.
             await until(lambda: client.stats().spool.failure is None)  # type: ignore[union-attr]
             if not all(number in recorded for number, result in tracked.items() if not isinstance(result, Exception)):
                 problems.append("the flush has left something")
@@ -159,12 +159,12 @@ def is_true(outcome: Outcome | None, *, sent: bool, waits: bool, dead: bool) -> 
         return False
     if isinstance(outcome, Delivered):
         return sent
-    # Only Kept and Abandoned are left.
+    # Here the outcome is either `Kept` or `Abandoned`.
     return (outcome.maybe_recorded or not sent) and (waits or outcome.maybe_recorded or not isinstance(outcome, Kept))
 
 
 def chosen(calls: list[str]) -> list[int]:
-    """Return the indexes of the calls that will fail: the first two and the last of each kind."""
+    """Return the positions in `calls` of the calls that will fail: the first two and the last call of each kind."""
     by_kind: dict[str, list[int]] = {}
     for number, call in enumerate(calls):
         by_kind.setdefault(call, []).append(number)
@@ -184,7 +184,7 @@ def chosen(calls: list[str]) -> list[int]:
     ids="-".join,
 )
 async def test_every_call_fails(tmp_path: Path, fault: dict[str, bool]) -> None:
-    """If a call fails once or from then on, no event is lost, sent twice or misreported, and the client still works."""
+    """If a call fails, once or permanently, no event is lost, sent twice or misreported; the client still works."""
     lasting = fault.get("lasting", False)
     recorded = Faults()
     assert contradictions(await run(tmp_path / "recorded", recorded, lasting=False)) == []

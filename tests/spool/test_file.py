@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def test_what_is_settled_is_gone_and_logged(file: SpoolFile) -> None:
-    """If events are settled, they are removed, the others stay, and the log has the settled ids with the outcome."""
+    """If events are settled, they are removed from the file, and the log has their ids with the outcome."""
     add(file, numbered(20))
     settle(file, [2, 3, 5])
     settle(file, [number for number in range(6, 21) if number % 2])

@@ -1,4 +1,4 @@
-"""The file lock that excludes other processes."""
+"""The file lock: while one process holds the lock, no other process can get it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def test_a_lock_that_came_too_late_is_given_back(tmp_path: Path) -> None:
-    """If the system grants a lock after its caller's time-out, the lock is released for others and for later calls."""
+    """If the system grants a lock after the caller's time-out, the lock is released, so other callers can get it."""
     one, two = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
     with one.held():
         with pytest.raises(LockTimeoutError), two.held(0.05):
@@ -43,7 +43,7 @@ def test_a_lock_counts_while_its_file_is_there(tmp_path: Path) -> None:
 
 
 def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
-    """If the holder of the lease forks and closes its file, others can take the lease while the child still runs."""
+    """If the lease's holder forks and closes its file, another process can take the lease although the child runs."""
     file = SpoolFile(tmp_path / "spool")
     file.open()
     assert file.lease.acquire()

@@ -1,4 +1,4 @@
-"""The forwarder: it passes events from the file to the engine, and writes their outcomes to the file."""
+"""The forwarder passes events from the spool's file to the engine, and writes the events' outcomes to the file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 async def test_what_was_left_behind_is_delivered(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If another process left events in the spool, the next client delivers them, even if it tracks none itself."""
+    """If another process left events in the spool, the next client delivers them, even if it tracks no event."""
     await leave_behind(tmp_path, range(1, 2001))
     async with client_of(tmp_path, emulator.url) as client:
         await until(lambda: len(emulator.events()) == 2000)
@@ -44,7 +44,7 @@ async def test_what_was_left_behind_is_delivered(emulator: RunningEmulator, tmp_
 
 
 async def test_a_backlog_larger_than_the_window_is_delivered(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If the backlog is many times larger than the window, all of its events are delivered."""
+    """If far more events wait in the spool than the engine may have at a time, all these events are delivered."""
     small = Batching(max_bytes=10_000, max_in_flight=1, linger=0.01)
     client = client_of(tmp_path, batching=small)
     await client.track_many(
@@ -128,7 +128,7 @@ async def test_a_visitors_events_stay_in_order(tmp_path: Path) -> None:
 
 
 async def test_flush_cuts_the_linger_short(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If an event waits for others to fill its batch, a flush sends it without waiting for `linger`."""
+    """If an event waits for more events in its batch, a flush sends the batch without waiting for `linger`."""
     async with client_of(tmp_path, emulator.url, batching=Batching(linger=1000.0)) as client:
         receipt = await client.track(event(1))
         await client.flush(20)

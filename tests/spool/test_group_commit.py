@@ -1,4 +1,4 @@
-"""A full spool: callers wait, get an error, or have events dropped, as `Buffer.overflow` says."""
+"""If a spool is full, `Buffer.overflow` decides: callers wait, calls raise an error, or events are dropped."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_room_that_is_made_in_time_is_used(emulator: RunningEmulator, tmp_
 
 @pytest.mark.parametrize("overflow", ["raise", "drop_newest", "drop_oldest"])
 async def test_a_full_spool_follows_its_overflow(overflow: Any, tmp_path: Path) -> None:
-    """If the spool is full, it raises, drops the new event, or drops the oldest events, as `overflow` says."""
+    """If the spool is full, `overflow` decides: tracking raises, drops the new event, or drops the oldest events."""
     async with client_of(tmp_path, spool={"max_bytes": 1 << 20}, buffer=Buffer(overflow=overflow)) as client:
         filling = asyncio.create_task(fill(client))
         if overflow == "raise":

@@ -37,7 +37,7 @@ async def test_an_accepted_event_is_on_disk(tmp_path: Path) -> None:
 
 
 async def test_a_bad_event_is_refused_at_once(tmp_path: Path) -> None:
-    """If an event is invalid or too large, the call raises and does not write it; the events before it are accepted."""
+    """If an event is invalid or too large, the call raises for this event, but accepts the events before it."""
     async with client_of(tmp_path, batching=Batching(max_bytes=1024)) as client:
         large = CustomEvent(name="large", fields={"text": "x" * 2000})
         with pytest.raises(EventValidationError):

@@ -1,4 +1,4 @@
-"""The lease: only its holder sends; another process takes the lease over if the holder ends or is stopped."""
+"""The lease is the right to send a spool's events; if its holder ends or is stopped, another process takes it over."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def test_one_connection_holds_the_lease(make: Callable[..., SpoolFile]) -> None:
-    """If one connection holds the lease, another one cannot acquire it until the first closes or releases it."""
+    """If one connection holds the lease, another connection can acquire it only after the first has released it."""
     first, second = make(), make()
     first.open()
     second.open()
@@ -89,7 +89,7 @@ def send_for_ever(path: Path, url: str, first: int) -> None:
 
 
 async def test_a_sender_that_is_stopped(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If the process that sends is stopped, another one takes over; the first only tracks when it continues."""
+    """If the process that sends is stopped, another takes over; when the first process continues, it only tracks."""
     process = multiprocessing.get_context("spawn").Process(target=send_for_ever, args=(tmp_path, emulator.url, 1000))
     process.start()
     try:
@@ -98,8 +98,8 @@ async def test_a_sender_that_is_stopped(emulator: RunningEmulator, tmp_path: Pat
             assert process.pid is not None
             os.kill(process.pid, signal.SIGSTOP)
             async with asyncio.timeout(20 * LEASE_TIMEOUT):
-                # If the process was stopped during a transaction, it still has the write lock, and nobody can take its
-                # lease. It must run a little further then.
+                # If the process was stopped during a transaction, it still has the write lock, so no other process can
+                # take its lease. In this case the process runs a little further, until it has released the lock.
                 while True:
                     try:
                         receipt = await client.track(event(1))
@@ -149,13 +149,13 @@ async def test_a_sender_that_lost_its_lease(emulator: RunningEmulator, tmp_path:
 
 
 def taken_over(file: SpoolFile) -> bool:
-    """Return True if this connection has acquired the lease."""
+    """Try to acquire the lease with `file`. Return True if this has succeeded."""
     with file.transaction():
         return file.lease.acquire()
 
 
 async def test_nothing_is_sent_after_a_long_stop(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If the spool's thread could not renew the lease for long, the process sends nothing until it has renewed it."""
+    """If the spool's thread cannot renew the lease in time, the process sends nothing until the lease is renewed."""
     async with impatient(tmp_path, emulator.url) as client:
         await (await client.track(event(1)))
         other = SpoolFile(tmp_path / "spool")

@@ -1,4 +1,4 @@
-"""The reader of the outcome log: this process's events get their outcomes, whichever process has settled them."""
+"""The reader of the outcome log gives this process's events their outcomes, whichever process has settled them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 async def test_outcomes_that_the_log_lost(tmp_path: Path) -> None:
-    """If the outcome of an event was removed from the log, the event is `Abandoned`; waiting events still wait."""
+    """If the outcome of an event was removed from the log, the event is `Abandoned`; events in the spool still wait."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
     assert other.lease.acquire()
@@ -84,7 +84,7 @@ class Reports:
 
 
 class HalfReadLog:
-    """A log of outcomes of which only the first entry can be read; reading on raises."""
+    """A log of outcomes of which only the first entry can be read; reading a later entry raises an error."""
 
     part = 1
 
@@ -102,7 +102,7 @@ class HalfReadLog:
 
 
 async def test_a_settlement_is_reported_or_pending(tmp_path: Path) -> None:
-    """If reading the log fails after its first entry, a settlement is not both reported and left to the close."""
+    """If reading the log fails after its first entry, a settlement is reported or left to the close, but not both."""
     file, reports = SpoolFile(tmp_path / "spool"), Reports()
     file.log = HalfReadLog(file.log)  # type: ignore[assignment]
     writer = writer_of(file, reports)
@@ -135,7 +135,7 @@ class ForgetfulTable:
 
 
 async def test_the_log_is_read_once_more_after_a_failure(tmp_path: Path) -> None:
-    """If the look-up of missing outcomes fails, it is repeated, and every receipt gets an outcome."""
+    """If reading the missing outcomes fails, the client reads them again, and every receipt gets an outcome."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
     assert other.lease.acquire()
@@ -155,7 +155,7 @@ async def test_the_log_is_read_once_more_after_a_failure(tmp_path: Path) -> None
 
 
 async def test_a_damaged_log_stops_nobody(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If an event's outcome in the log is damaged, the event is `Abandoned`, and all others get their outcomes."""
+    """If the outcome of an event in the log is damaged, this event is `Abandoned`; other events get their outcomes."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
     assert other.lease.acquire()

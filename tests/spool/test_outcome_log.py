@@ -1,4 +1,4 @@
-"""The log of outcomes: when its entries are removed."""
+"""The log of outcomes removes its old entries."""
 
 from __future__ import annotations
 

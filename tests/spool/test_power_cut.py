@@ -1,8 +1,8 @@
-"""A power cut at any moment: with `durability="commit"` every accepted event is in the file afterwards.
+"""If the power is cut at any moment, a spool with `durability="commit"` still has every accepted event.
 
 A process tracks events; a library that is preloaded into the process records every write and flush of the database.
-The test then chooses random moments. For each of them it builds the files that a power cut would leave: all writes, or
-some of the writes, since the last flush of each file are lost. Then it opens these files as a spool.
+The test then chooses random moments. For each moment the test builds the files that a power cut would leave: some or
+all of the writes since the last flush of each file are lost. Then the test opens these files as a spool.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recorded(library: Path, path: Path, durability: str) -> list[Record]:
-    """Run the program and return the calls that the library has recorded."""
+    """Run `PROGRAM`, which tracks events, and return the calls that the library has recorded."""
     log = path / "log"
     watched = {"LD_PRELOAD": str(library), "POWERCUT_LOG": str(log), "POWERCUT_MATCH": "events.db"}
     command = [sys.executable, "-c", PROGRAM, str(path / "spool"), durability]
@@ -78,7 +78,7 @@ def recorded(library: Path, path: Path, durability: str) -> list[Record]:
 
 
 def parsed(log: bytes) -> Iterator[Record]:
-    """Yield the records of a log."""
+    """Yield the recorded calls from the bytes of a log."""
     position = 0
     while position < len(log):
         kind, file, at, length = struct.unpack_from("=cbqI", log, position)
@@ -97,7 +97,7 @@ def left_over(records: list[Record], chance: float, dice: random.Random) -> dict
             names[record.file] = Path(record.data.decode()).name
             files.setdefault(record.file, bytearray())
         elif record.kind == "U":
-            # A removal counts at once, because SQLite flushes the directory before it relies on the removal.
+            # A removal cannot be lost, because SQLite flushes the directory before it relies on the removal.
             files.pop(record.file, None)
             unflushed.pop(record.file, None)
         elif record.kind in "WT":

@@ -1,4 +1,4 @@
-"""The events of this process in a spool, compared with a model that stores each event on its own."""
+"""`ProcessEvents`, the record of this process's events in a spool, agrees with a simple model of such a record."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUTCOMES: list[Any] = [
 
 
 class ProcessEventsMachine(RuleBasedStateMachine):
-    """Adds and settles events of two processes in any order; the model stores some receipts and drops the others."""
+    """Adds and settles events of two processes in any order; the model stores only some of the receipts."""
 
     @initialize()
     def begin(self) -> None:
@@ -36,7 +36,7 @@ class ProcessEventsMachine(RuleBasedStateMachine):
         self.counts: dict[type, int] = {}
 
     @rule(count=st.integers(1, 30), keeps=st.booleans())
-    def add(self, count: int, keeps: bool) -> None:  # noqa: FBT001 - as Hypothesis calls it
+    def add(self, count: int, keeps: bool) -> None:  # noqa: FBT001 - Hypothesis passes the argument
         """Add a group of events of this process; the model stores their receipts if `keeps` is True."""
         receipts = [SpoolReceipt("view") for _ in range(count)]
         last = self.next + count - 1
@@ -95,7 +95,7 @@ class ProcessEventsMachine(RuleBasedStateMachine):
         assert all(any(first <= number <= last for first, last in spans) for number in self.open)
 
     def teardown(self) -> None:
-        """Keep the events that are still open, and check that they are `Kept`."""
+        """Settle the events that are still open as `Kept`, and check the counter and the receipts."""
         self.events.keep(Kept())
         assert self.events.counts.kept == len(self.open)
         assert all(receipt.outcome == Kept() for receipt in self.open.values() if receipt is not None)
@@ -106,7 +106,7 @@ TestOwnEvents.settings = settings(max_examples=most(60), stateful_step_count=mos
 
 
 def test_memory_does_not_grow_with_the_backlog() -> None:
-    """If nobody holds the receipts of 100,000 events, the events are stored as fewer than 50 ranges of ids."""
+    """If no code holds the receipts of 100,000 events, the events are stored as fewer than 50 ranges of ids."""
     events = ProcessEvents()
     for group in range(1, 10_001):
         events.accepted([SpoolReceipt("view") for _ in range(10)], group * 10)

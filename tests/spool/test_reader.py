@@ -1,4 +1,4 @@
-"""The reader of the spool: it knows which events an earlier process may already have sent."""
+"""The spool's reader knows which events an earlier process may already have sent."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_a_clean_close_leaves_no_mark(emulator: RunningEmulator, tmp_path:
 
 
 async def test_outcomes_after_a_takeover(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If another process has read events before, their `Delivered` has `maybe_duplicate`; other events' has not."""
+    """If another process has read events before, their outcomes have `maybe_duplicate`; other outcomes do not."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
     assert other.lease.acquire()
@@ -93,7 +93,7 @@ async def test_outcomes_after_a_takeover(emulator: RunningEmulator, tmp_path: Pa
 
 
 async def test_dead_letters_after_a_takeover(tmp_path: Path) -> None:
-    """If another process has read events that expire, their dead letters have `maybe_recorded`; others have not."""
+    """If events expire, a dead letter has `maybe_recorded` exactly if another process has read the event before."""
     other = SpoolFile(tmp_path / "spool", shop=SHOP)
     other.open()
     with other.transaction():

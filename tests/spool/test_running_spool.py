@@ -58,7 +58,7 @@ async def test_a_directory_that_is_removed(tmp_path: Path) -> None:
 
 
 async def test_a_directory_that_is_removed_while_nothing_is_tracked(tmp_path: Path) -> None:
-    """If the directory is removed while no event is tracked, the client notices, and its events end as lost."""
+    """If the directory is removed while no event is tracked, the client notices it, and its events count as lost."""
     client = client_of(tmp_path)
     [receipt] = await client.track_many([event(1)])
     shutil.rmtree(tmp_path / "spool")
@@ -87,7 +87,7 @@ async def test_a_directory_that_comes_back(emulator: RunningEmulator, tmp_path: 
 
 @pytest.mark.parametrize("what", ["directory", "database"])
 async def test_a_spool_that_is_replaced(emulator: RunningEmulator, tmp_path: Path, what: str) -> None:
-    """If another spool replaces the first one, the first one's events are lost, and the second one's events stay."""
+    """If another spool replaces the first, the first spool's events are lost, and the second spool's events stay."""
     await leave_behind(tmp_path / "other", range(101, 106))
     reported: list[UndeliveredEvent] = []
     client = client_of(tmp_path, on_outcome=reported.extend)
@@ -171,7 +171,7 @@ async def test_an_outcome_that_could_not_be_written(emulator: RunningEmulator, t
 
 
 async def test_what_another_process_may_have_sent_is_kept_as_such(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If a process closes while another process sends its events, they end as `Kept(maybe_recorded=True)`."""
+    """If a client closes while another client sends its events, these events end as `Kept(maybe_recorded=True)`."""
     emulator.fail_with("stall", times=100, seconds=60)
     async with client_of(tmp_path, emulator.url) as one:
         await until(lambda: one.stats().spool.sends)  # type: ignore[union-attr]

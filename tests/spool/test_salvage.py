@@ -1,4 +1,4 @@
-"""Salvage: it reads the events of a spool without SQLite, also from a damaged file."""
+"""The function `salvaged` reads the events of a spool without SQLite, so it can also read a damaged file."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_another_shop_is_refused(make: Callable[..., SpoolFile]) -> None:
 
 
 def test_a_newer_schema_is_refused(file: SpoolFile, tmp_path: Path) -> None:
-    """If a newer version has written the file, opening it raises an error."""
+    """If a newer version of the package has written the file, opening the spool raises an error."""
     file.close()
     with closing(sqlite3.connect(tmp_path / "spool" / DATABASE)) as connection:
         connection.execute("PRAGMA user_version=99")
@@ -52,7 +52,7 @@ def test_a_newer_schema_is_refused(file: SpoolFile, tmp_path: Path) -> None:
 
 
 def test_a_migration_that_was_cut_off_is_done_again(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
-    """If a crash has left a database without tables, opening it creates the tables."""
+    """If a crash has left a database without tables, opening the spool creates the tables."""
     (tmp_path / "s").mkdir(mode=0o700)
     (tmp_path / "s" / DATABASE).touch(mode=0o600)
     file = make()
@@ -61,7 +61,7 @@ def test_a_migration_that_was_cut_off_is_done_again(tmp_path: Path, make: Callab
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path, make: Callable[..., SpoolFile]) -> None:
-    """If the file is no database, opening it raises an error that says that it is damaged."""
+    """If the file is no database, opening the spool raises an error that says that the file is damaged."""
     (tmp_path / "s").mkdir(mode=0o700)
     (tmp_path / "s" / DATABASE).write_bytes(b"not a database, though long enough for a header" * 100)
     with pytest.raises(SpoolError, match="damaged"):
@@ -71,7 +71,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path, make: Callable[..
 async def test_a_damaged_page_is_found_when_opening(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """If a page is damaged, opening raises an error that names the command that saves the other events."""
     database = database_with(tmp_path, 3000)
-    # This byte is in the header of a page of events, where the offsets of its cells are.
+    # This byte is in the header of a page with events, among the positions of the page's rows.
     flip(database, 40 * 4096 + 9, 0xFF)
     client = client_of(tmp_path)
     with pytest.raises(SpoolError, match=r"damaged.*spool export"):
@@ -92,7 +92,7 @@ async def test_a_page_that_is_damaged_later(emulator: RunningEmulator, tmp_path:
     for page in range(20, database.stat().st_size // 4096, 3):
         flip(database, page * 4096 + 9, 0xFF)
     await until(lambda: "damaged" in str(client.stats().spool.failure))  # type: ignore[union-attr]
-    with pytest.raises(SpoolError, match=r"damaged.*spool export"):  # noqa: PT012 - from one moment on
+    with pytest.raises(SpoolError, match=r"damaged.*spool export"):  # noqa: PT012 - one of the calls raises
         while True:
             await client.track(event(1))
     await client.aclose(0)

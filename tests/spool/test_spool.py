@@ -44,7 +44,7 @@ def test_bad_configuration(options: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("path", ["a\0b", b"bytes", b"\0"], ids=["nul", "bytes", "bytes with nul"])
 def test_a_path_that_cannot_be(path: Any) -> None:
-    """If no system would accept the path, `SqliteSpool` raises an error."""
+    """If the path is one that no operating system accepts, `SqliteSpool` raises an error."""
 
     class PathLike:
         def __fspath__(self) -> Any:

@@ -1,4 +1,4 @@
-"""The window: it limits how many events of the spool the engine has, and when the next ones are read."""
+"""The window limits how many events of the spool the engine has, and decides when the next events are read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_read_is_bounded(events: int, size: int, expected: tuple[int, int]) ->
 
 
 def test_a_full_window_by_bytes_is_not_worth_reading() -> None:
-    """If no bytes are left, nothing is read, even if there is room for more events."""
+    """If the window has no bytes left, nothing is read, even if there is room for more events by number."""
     window = Window(2000, 1000)
     window.add(1, 1000)
 

@@ -1,4 +1,4 @@
-"""The thread that writes to the spool: it survives failures, loses no event, and ends when the client closes."""
+"""The thread that writes to the spool survives failures, loses no event, and ends when the client closes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def test_the_thread_ends(tmp_path: Path) -> None:
 
 
 async def test_another_process_that_holds_the_lock_is_waited_for(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If another connection holds the write lock, `track` waits for it, and the event loop runs meanwhile."""
+    """If another connection holds the write lock, `track` waits for the lock, and the event loop runs meanwhile."""
     async with client_of(tmp_path, emulator.url) as client:
         other = SpoolFile(tmp_path / "spool")
         other.open()
@@ -72,7 +72,7 @@ async def test_another_process_that_holds_the_lock_is_waited_for(emulator: Runni
 
 
 async def test_a_process_that_is_stopped_while_it_writes(emulator: RunningEmulator, tmp_path: Path) -> None:
-    """If the write lock is not released, `track` raises after `full_timeout`; once it is released, `track` works."""
+    """If the write lock is not released, `track` raises after `full_timeout`; after the release, `track` works."""
     async with impatient(tmp_path, emulator.url) as client:
         await (await client.track(event(1)))
         other = SpoolFile(tmp_path / "spool")
@@ -214,7 +214,7 @@ async def test_a_clock_that_fails_loses_no_entry(tmp_path: Path, failing: int) -
             results += await asyncio.gather(*waiting, return_exceptions=True)
         await writer.stop()
     writer.join()
-    # If the clock fails later, the file is open, and then all events are written.
+    # If the clock fails in its seventh call or later, the file is already open, so all events are written.
     assert failing < 6 or not any(isinstance(each, BaseException) for each in results)
     file = SpoolFile(tmp_path / "spool")
     file.open()

@@ -1,4 +1,4 @@
-"""Wraps clients of brokers' libraries so that one of their calls fails.
+"""Wraps the client object of a broker's library so that a chosen call of the client fails.
 
 `Faults` counts the calls to the wrapped client. A test chooses the number of a call that fails, and whether all later
 calls fail as well. The call fails either before it does anything, or after it has done its work, as if the broker's
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Broken(BaseException):
-    """An error that is not an `Exception`."""
+    """An error that is not an `Exception`, so that `except Exception` does not catch it."""
 
 
 class Faults:
@@ -62,7 +62,8 @@ class Faults:
     async def call(self, name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call `function`, or raise the error if this call is chosen to fail."""
         fails = self._fails(name)
-        # A failing `stop` must do its work, because the client would otherwise stay a member of its group for ever.
+        # A failing `stop` must do its work, because the client would otherwise stay a member of its consumer group
+        # for ever.
         if fails and not self._late and name != "stop":
             raise self._error()
         answer = await function(*arguments, **options)
@@ -79,7 +80,7 @@ class Wrapped:
     Args:
         inner: the wrapped object.
         faults: decides which call fails.
-        names: the names of the functions. The value is a function that wraps the result, or None.
+        names: maps the name of each function to a function that wraps its result, or to None.
     """
 
     def __init__(self, inner: Any, faults: Faults, names: dict[str, Callable[[Any], Any] | None]) -> None:

@@ -1,4 +1,4 @@
-"""Helpers that cancel tasks: a call at each of its awaits, or one task."""
+"""Helpers that cancel one task, or repeat a call and cancel it at each of its awaits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 
 
 async def cancel_everywhere(call: Callable[[], Coroutine[Any, Any, Any]], seconds: float = 60.0) -> Any:
-    """Make a call again and again, and cancel it after 0, 1, 2, 3... turns of the event loop; return its result.
+    """Make a call again and again. Cancel the first call at once, the next after one turn of the event loop, and so on.
 
-    The first call that ends before it is cancelled is the last one. The whole takes at most `seconds`.
+    Stop as soon as a call ends before its cancellation, and return the result of this call. Raise `TimeoutError` if all
+    calls together take more than `seconds`.
     """
     async with asyncio.timeout(seconds):
         turns = 0

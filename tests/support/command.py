@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals, devices or terminals")
 
 UNSET = {"RETAILROCKET_API_KEY": "", "RETAILROCKET_PARTNER_ID": "", "RETAILROCKET_BASE_URL": "http://127.0.0.1:9/"}
-# The settings of a wide terminal without colours, so that no sentence is wrapped.
+# The settings of a wide terminal without colours, so that no line of the output is wrapped.
 PLAIN = {"COLUMNS": "300", "TERM": "dumb", "NO_COLOR": "1"}
 
-# Code for a new process: MAIN runs the command line; GONE and FULL replace the standard output by one that cannot be
-# written.
+# Code for a new process: MAIN runs the command line. GONE replaces the standard output by a pipe that nobody reads, and
+# FULL by a device without free space.
 MAIN = "from retailrocket_async.cli import main; main()"
 GONE = "import os; ends = os.pipe(); os.close(ends[0]); os.dup2(ends[1], 1)"
 FULL = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
@@ -79,7 +79,7 @@ def run_command(
 
     Args:
         arguments: the arguments of the command line.
-        env: environment variables; without the variables of a shop, no shop is configured.
+        env: environment variables of the command. Without it, the key and the shop are not set.
         stdin: the content of the standard input; None for a process without a standard input.
         stdout: the standard output, which is closed at the end; default an output in memory.
         stderr: the standard error, which is closed at the end; default an output in memory.
@@ -105,7 +105,7 @@ def unwritable_output(kind: str, *, buffered: bool = True) -> TextIO:
 
     Args:
         kind: ``"gone"`` for a pipe whose reader has ended; ``"full"`` for a device without free space.
-        buffered: whether the output is buffered. Python's outputs are not if `PYTHONUNBUFFERED` is set.
+        buffered: whether the output is buffered. With `PYTHONUNBUFFERED`, Python's standard output is not buffered.
     """
     if kind == "gone":
         reading, writing = os.pipe()
@@ -143,7 +143,7 @@ def _log_restored() -> Generator[None]:
 
 @contextmanager
 def unimported(*names: str, missing: str | None = None) -> Generator[None]:
-    """Remove modules and their submodules, so that the block imports them anew; restore the old modules at the end.
+    """Make the `with` block import modules and their submodules again; restore the old modules after the block.
 
     Args:
         names: the names of the modules.
@@ -188,7 +188,7 @@ def started(
 ) -> Generator[subprocess.Popen[bytes]]:
     """Start the command line, or the Python program `code`, as a process whose standard streams are pipes.
 
-    The process is killed at the end of the block. It is also killed after five minutes, so that a hanging test fails.
+    The process is killed at the end of the block, or after five minutes, so that a hanging test fails.
     """
     process = subprocess.Popen(
         [sys.executable, *(["-m", "retailrocket_async"] if code is None else ["-c", code]), *map(str, arguments)],
@@ -205,7 +205,7 @@ def started(
         deadline.cancel()
         process.kill()
         for pipe in (process.stdin, process.stdout, process.stderr):
-            # Closing flushes, which fails if the process has ended.
+            # Closing a pipe flushes it first, and the flush fails if the process has already ended.
             with suppress(OSError):
                 assert pipe is not None
                 pipe.close()

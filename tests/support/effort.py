@@ -8,6 +8,6 @@ from hypothesis import settings
 def most(count: int) -> int:
     """Return `count`, or the smaller number of the profile "few" if that profile is loaded.
 
-    A test that sets `max_examples=count` itself would override the profile, which `conftest.py` defines.
+    `conftest.py` defines this Hypothesis profile. A test that set `max_examples=count` directly would override it.
     """
     return min(count, settings.default.max_examples) if settings.get_current_profile_name() == "few" else count

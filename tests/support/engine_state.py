@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Mapping
+    from collections.abc import Collection
 
     import httpx
 
@@ -54,12 +54,12 @@ def limiter_of(engine: Engine) -> Any:
 
 
 def flights_of(engine: Engine) -> list[Flight]:
-    """Return the flights of an engine, oldest first."""
+    """Return the flights of an engine, oldest first. A flight is a batch on its way to the API."""
     return list(engine.dispatcher._in_flight)
 
 
 def flight_tasks(engine: Engine) -> list[asyncio.Task[None] | None]:
-    """Return the task of each flight, oldest first."""
+    """Return the task of each flight (a batch on its way to the API), the oldest flight first."""
     return list(engine.dispatcher._in_flight._tasks.values())
 
 
@@ -79,12 +79,12 @@ def hooks_ending_task(engine: Engine) -> asyncio.Task[None]:
 
 
 def free_wire_slots(engine: Engine) -> int:
-    """Return how many more requests may be sent at the same time."""
+    """Return how many requests may be sent in addition to the requests in flight."""
     return engine.dispatcher._pump._gate._wire_slots._value
 
 
 def waiting_at_breaker(engine: Engine) -> Collection[asyncio.Future[None]]:
-    """Return the futures of the tasks that wait for the circuit breaker. The collection changes with the breaker."""
+    """Return the circuit breaker's own collection of futures, one for each task that waits for the breaker."""
     return engine.dispatcher._breaker._waiting
 
 
@@ -104,7 +104,7 @@ def flushes_waited_for(ledger: Ledger) -> int:
 
 
 def paused_until(limiter: LocalLimiter) -> float:
-    """Return the end of a limiter's pause (loop time)."""
+    """Return when a limiter's pause ends, in seconds of the event loop's clock."""
     return limiter._paused_until
 
 
@@ -129,7 +129,7 @@ def httpx_client_of(transport: HttpxTransport, environment: Environment) -> http
 
 
 def scheduled_timers() -> list[asyncio.TimerHandle]:
-    """Return the timers of the running loop, cancelled ones included."""
+    """Return all timers of the running loop, including cancelled timers."""
     timers: list[asyncio.TimerHandle] = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
     return timers
 

@@ -1,4 +1,4 @@
-"""Runs commands of the command line, successful and failing ones, with a key that they must not print."""
+"""Runs successful and failing commands of the command line, with a key that the commands must not print."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ main()
 
 
 async def every_command(run: Run, folder: Path) -> None:
-    """Run commands that succeed, fail, crash or are interrupted, and add their output to the sinks of `run`."""
+    """Run commands that succeed, fail, crash or are interrupted, and collect their output in `run`."""
     events = folder / "events.jsonl"
     await asyncio.to_thread(events.write_bytes, b'{"view":{"sessionExternalId":"a1","productId":1}}\noops\n')
     stalled = asyncio.Event()
@@ -92,7 +92,7 @@ async def python(
     stdin: bytes = b"",
     interrupt: asyncio.Event | None = None,
 ) -> tuple[str, int | None]:
-    """Run Python and add its output to the sinks of `run`; return its output and its exit status.
+    """Run Python, and add its output to the texts that `run` collects. Return the output and the exit status.
 
     If `interrupt` is given, send SIGINT twice as soon as the event is set.
     """

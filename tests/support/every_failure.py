@@ -94,7 +94,7 @@ async def _broken(run: Run) -> None:
 
 
 async def _cut_short(run: Run, url: str, stalled: asyncio.Event) -> None:
-    # The caller's server no longer stalls, so this server does.
+    # The server of the calling function no longer stalls, so this function runs another server that stalls.
     async with raw_server() as server:
 
         async def stall(_: Arrived, __: asyncio.StreamWriter) -> None:
@@ -228,7 +228,7 @@ async def _emulated(run: Run) -> None:
             await run.against(emulator.url)
         emulator.configure(api_key="another")
         await run.against(emulator.url)
-        # The emulator's attributes are not collected, because they have the key for the client of a test.
+        # The emulator's attributes are not collected, because one of them is the key, which tests use for clients.
         run.sinks.put(named.THINGS, str(emulator), repr(emulator))
         run.sinks.put(named.THINGS, repr(Settings(api_key=KEY)))
 
@@ -277,7 +277,7 @@ async def _made(options: dict[str, Any]) -> None:
     try:
         AsyncTrackingClient(**given)
     finally:
-        # Tracebacks also show this function's variables, and only those of the package must not have the key.
+        # Tracebacks also show the variables of this function. They are cleared, because only the package is under test.
         given.clear()
         options.clear()
 
@@ -311,7 +311,7 @@ async def survive(run: Run, authority: trustme.CA, folder: Path) -> None:
 
 
 async def leak(run: Run) -> None:
-    """Write the key to every sink, as a careless program would."""
+    """Write the key to every sink (a place that a secret may reach), as a careless program would."""
     sinks, loop = run.sinks, asyncio.get_running_loop()
     sinks.watch_loop()
     query = f"apiKey={quote(KEY, safe='')}"
@@ -329,7 +329,7 @@ async def leak(run: Run) -> None:
     sending = asyncio.create_task(asyncio.sleep(0), name=f"send with {KEY}")
     sinks.everything_alive()
     await sending
-    # The name of a file contains the key, as in a careless cache of answers.
+    # The file name of this code contains the key, as if a careless program used the key to name a cached file.
     exec(compile("sinks.crash()", f"answer to {KEY}", "exec"), {"sinks": sinks})
     sys.stderr.write(f"the key is {KEY}\n")
 

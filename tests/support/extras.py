@@ -1,6 +1,7 @@
-"""A script that checks that an extra works if it is installed alone; the nox session `extras` runs the script.
+"""Checks that an extra, a group of optional dependencies of the package, works if it is installed alone.
 
-The script uses no test library, because only the package with the extra is installed.
+The nox session `extras` runs this script. The script uses no test library, because only the package with
+the extra is installed.
 """
 
 from __future__ import annotations

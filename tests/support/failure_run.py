@@ -32,7 +32,7 @@ def events() -> list[Any]:
 
 
 class Run:
-    """Makes clients and calls, and collects their output.
+    """Makes clients, calls their methods, and collects all output.
 
     Attributes:
         sinks: the collected texts.
@@ -45,7 +45,7 @@ class Run:
         self._watched = False
 
     async def attempt(self, action: Awaitable[object]) -> None:
-        """Await a call that may fail, and add its result or its error to the sinks."""
+        """Await a call that may fail, and collect its result or its error in `sinks`."""
         try:
             self.sinks.thing(await action)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - every error is collected
@@ -54,14 +54,15 @@ class Run:
 
     @asynccontextmanager
     async def client(self, url: str, close_in: float = 5.0, **options: Any) -> AsyncIterator[AsyncTrackingClient]:
-        """Make a client for the block, close the client, and add its close report to the sinks.
+        """Make a client for the block, close the client, and collect its close report in `sinks`.
 
         Args:
             url: the base URL.
             close_in: the time-out of the close, in seconds.
             options: further arguments of the client.
         """
-        # Every second client gets the package's observer, so that the httpx instrumentation traces only the others.
+        # Every second client gets the package's observer, which switches the httpx instrumentation off for the client's
+        # requests. So this instrumentation traces the other clients.
         self._watched = not self._watched
         observer = self.sinks.observer() if self._watched else None
         options = {"retry": QUICK, "rate_limit": None, "observer": observer, **options}
@@ -85,11 +86,11 @@ class Run:
         self.met.add((getattr(receipt.outcome, "failure", None) or "").partition(":")[0])
 
     async def against(self, url: str, **options: Any) -> None:
-        """Make a client for a base URL, and send events with it; see `client` and `use`."""
+        """Make a client for a base URL, and send events with this client; see the methods `client` and `use`."""
         async with self.client(url, **options) as client:
             await self.use(client)
 
 
 def status_in(request: Arrived) -> int:
-    """Return the status that is the last part of the base URL of a request."""
+    """Return the HTTP status that the last part of a request's base URL names."""
     return int(request.path.split("/")[-2])

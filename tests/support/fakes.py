@@ -71,7 +71,7 @@ def event(number: int, visitor: str | None = None, kind: type[Event] = View) -> 
 
 
 def number_of(reported: Event | UndeliveredEvent) -> int:
-    """Return the number that `event` has put into a field of this event."""
+    """Return the number that the function `event` has put into a field of this event."""
     envelope = CODEC.encode(reported) if isinstance(reported, Event) else reported.envelope
     ((_, number),) = _events(b"[" + envelope + b"]")
     return number
@@ -134,7 +134,7 @@ class Request:
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers of its events."""
+        """The numbers of the request's events."""
         return [number for _, number in self.events]
 
 
@@ -168,7 +168,7 @@ class ScriptedTransport:
 
     @property
     def times(self) -> list[float]:
-        """When each request arrived."""
+        """The time at which each request arrived, in seconds of the event loop's clock."""
         return [request.at for request in self.requests]
 
     @property
@@ -344,7 +344,7 @@ class RecordingLimiter:
         self.throttlings: list[float] = []
 
     async def acquire(self) -> RecordedPermit:
-        """Grant a permit, wait for `grant`, or raise the next error."""
+        """Grant a permit, after a call of `grant` if the limiter is gated; or raise the next error of `errors`."""
         self.asked += 1
         if self._errors and (error := self._errors.pop(0)) is not None:
             raise error
@@ -357,7 +357,7 @@ class RecordingLimiter:
                 if gate in self._waiting:
                     self._waiting.remove(gate)
                 else:
-                    # The call was granted and cancelled in the same turn, so the next caller gets the permit.
+                    # This call was granted and cancelled in the same turn, so the next caller gets the permit.
                     self.grant()
                 raise
         permit = RecordedPermit(self)
@@ -395,7 +395,7 @@ class RecordingLimiter:
 
 
 def into(reported: list[T]) -> Callable[[Sequence[T]], Coroutine[Any, Any, None]]:
-    """Return an async hook that appends its events to the list `reported`."""
+    """Return an async hook that appends the events that it is called with to the list `reported`."""
 
     async def hook(events: Sequence[T]) -> None:
         reported.extend(events)

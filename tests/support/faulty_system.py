@@ -1,6 +1,7 @@
 """Fakes of the operating system and the database for a spool, whose calls fail on demand.
 
-Every call goes through `Faults.call`, which records the call. A chosen call fails, and all later calls if wanted.
+Every call goes through `Faults.call`, which records the call. A test chooses the call that fails, and whether all later
+calls fail as well.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Faults:
     Args:
         at: the number of the call that fails, counted from 0; None (default) if no call fails.
         lasting: whether every later call fails, too, until `clear` is called.
-        foreign: whether a failing call raises `Fault`, and not an error that this call may really raise.
+        foreign: whether a failing call raises `Fault` instead of an error that this call may really raise.
         after: whether a failing call does its work before it raises.
     """
 
@@ -50,7 +51,7 @@ class Faults:
             number = len(self.calls)
             self.calls.append(f"{name} {detail}")
             fails = self._at is not None and (number == self._at or (self._lasting and number > self._at))
-        # Even if a close raises, it has done its work.
+        # A close that fails still closes first, as a real close does, and raises only afterwards.
         if fails and not self._after and name not in ("connection.close", "close"):
             raise self._error(name)
         result = function(*arguments, **named)
@@ -67,7 +68,7 @@ class Faults:
 
 
 class FaultySystem(System):
-    """The spool's calls to the operating system, each of which goes through `faults`."""
+    """Makes the spool's calls to the operating system; every call goes through `faults`."""
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults

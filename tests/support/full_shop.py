@@ -25,7 +25,7 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 class Shop:
-    """Makes a client whose server does not answer, and whose buffer has space for one event; `open` lets it answer."""
+    """Makes a client whose server does not answer before `open` is called, and whose buffer has space for one event."""
 
     def __init__(self) -> None:
         self.transport = ScriptedTransport(then=PARKED)
@@ -45,7 +45,7 @@ class Shop:
 
 @asynccontextmanager
 async def full_shop() -> AsyncIterator[Shop]:
-    """Yield a shop whose event 0 is in flight and whose event 1 fills the buffer; close its client at the end."""
+    """Yield a `Shop` whose event 0 is in flight and whose event 1 fills the buffer; close the client at the end."""
     shop = Shop()
     await shop.client.track(event(0))
     await until(lambda: shop.transport.parked)

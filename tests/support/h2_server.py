@@ -23,7 +23,7 @@ class H2Server:
 
     Attributes:
         unprocessed: how the next requests are refused as not processed, one entry for each request. ``"goaway"``: a
-            GOAWAY with last stream 0. ``"goaway-before"``: a GOAWAY with the stream before the request's as last
+            GOAWAY with last stream 0. ``"goaway-before"``: a GOAWAY whose last stream is the one before the request's
             stream. ``"refused"``: a reset of the stream. All later requests are answered.
         connections: the number of connections so far.
     """

@@ -33,7 +33,7 @@ def dispatcher_of(client: AsyncTrackingClient) -> Any:
 
 
 async def connections_closed(client: AsyncTrackingClient) -> None:
-    """Wait until a closing client has closed its connections, which its last tasks do."""
+    """Wait for the last tasks of a closing client, which close its connections."""
     await asyncio.wait(dispatcher_of(client)._shutdown._last_tasks)
 
 
@@ -49,7 +49,7 @@ def channels_of(transport: HttpxTransport) -> list[Channel]:
 
 
 def set_timeout(transport: HttpxTransport, seconds: float) -> None:
-    """Change the time-out of a transport that limits a request from its start to its end."""
+    """Change a transport's time-out for a whole request, from the start of the request to its end."""
     transport._total = seconds
 
 
@@ -90,5 +90,5 @@ def leftovers_of(dispatcher: Any) -> dict[str, object]:
 
 
 def is_muted(client: AsyncTrackingClient) -> bool:
-    """Whether a client's ledger writes no log records."""
+    """Return True if a client's ledger (the part that counts events and logs failures) writes no log records."""
     return bool(dispatcher_of(client)._ledger.quiet)

@@ -2,7 +2,7 @@
 
 The mock cluster speaks Kafka's protocol over loopback: topics, produce, fetch, consumer groups with rebalances, and
 committed offsets. It has no disks, no replicas that fall behind, no ACLs, no TLS, no SASL, and no data that survives
-the end of the process, so no test covers these. It stores at most 5 MB and 100,000 messages of a partition.
+the end of the process, so no test covers these. It stores at most 5 MB and 100,000 messages in each partition.
 
 The package `confluent-kafka` contains librdkafka, but its Python interface cannot control the mock cluster. So this
 module calls librdkafka by ctypes.
@@ -50,7 +50,7 @@ class KafkaServer:
         self._send("up")
 
     def fail(self, api: int, error: int, times: int) -> None:
-        """Answer the next `times` requests of one kind with the error code `error`; `api` is the kind's API key."""
+        """Answer `times` requests of one kind with the error code `error`; `api` is Kafka's number of this kind."""
         self._send(f"fail {api} {error} {times}")
 
     def _send(self, command: str) -> None:
@@ -100,12 +100,13 @@ def _library() -> ctypes.CDLL:
 
 
 def main() -> None:
-    """Run the mock cluster until the standard input ends; execute the commands that it reads there."""
+    """Run the mock cluster, and execute the commands from the standard input until this input ends."""
     library = _library()
     reason = ctypes.create_string_buffer(512)
     handle = library.rd_kafka_new(0, None, reason, len(reason))
     cluster = library.rd_kafka_mock_cluster_new(handle, 1)
-    # A new consumer group waits for more members. With the default of 3 s the tests would mostly wait.
+    # A new consumer group waits for more members before it starts. With the default of 3 s, most of the tests' time
+    # would be this wait.
     library.rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, 100)
     print(library.rd_kafka_mock_cluster_bootstraps(cluster).decode(), flush=True)  # noqa: T201
     for line in sys.stdin:

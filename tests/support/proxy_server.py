@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class ProxyServer:
-    """A proxy that records the targets of its requests. Set `HTTPS_PROXY` to its URL to use it.
+    """A proxy that records the targets of its requests. To use the proxy, set `HTTPS_PROXY` to its URL.
 
     Args:
         upstream: the URL of the server that the proxy connects to for every request; None (default) connects to the
             server that the request names.
 
     Attributes:
-        status: the status of all answers; with 200 (default) the proxy connects, with any other it refuses.
+        status: the status of all answers; with 200 (default) the proxy connects, with any other status it refuses.
         password: the password that the user ``user`` needs; None (default) if the proxy asks for no password.
         targets: the targets of all requests: ``host:port`` for a CONNECT, a URL for any other request.
         address: the host and the port of the proxy.

@@ -83,7 +83,7 @@ class RedisServer:
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Continue the frozen server."""
+        """Let the frozen server continue (by SIGCONT)."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
@@ -102,10 +102,10 @@ class RedisServer:
         self._folder.cleanup()
 
     def _answers(self) -> bool:
-        """Return whether the server answers commands; it does not while it loads its data from disk."""
+        """Return True if the server answers commands. While the server loads its data from disk, it does not answer."""
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")
-            # A server with a password answers -NOAUTH.
+            # A server with a password answers -NOAUTH, which also shows that the server is ready.
             return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
         return False
 

@@ -57,7 +57,7 @@ PERSONAL: Final = {
     "custom_data": "favourite-colour-green",
 }
 
-# The names of the sinks. The program that leaks on purpose must put the key into each of them.
+# The names of the sinks. The program that leaks on purpose must put the key into each sink.
 LOG, LOG_RECORD, LOG_TRACEBACK, WARNINGS, LOOP = "log", "log record", "log traceback", "warnings", "event loop"
 TEXT, REPR, CHAIN, LOCALS, RICH = "error", "error repr", "traceback", "traceback with locals", "rich traceback"
 PICKLE, THINGS, ATTRIBUTES, TASKS = "pickled errors", "repr", "attributes", "tasks"
@@ -158,7 +158,8 @@ class Sinks:
             self.put(ATTRIBUTES, attributes(thing))
 
     def _is_new(self, drawing: object) -> bool:
-        # Rich and Sentry are slow, so an error that took the same way through the code is shown to them only once.
+        # Rich and Sentry are slow. So of several errors that were raised through the same lines of code, only the first
+        # is shown to Rich and Sentry.
         known = drawing in self._drawn
         self._drawn.add(drawing)
         return not known
@@ -171,7 +172,7 @@ class Sinks:
         if time.monotonic() - self._looked_at < 1.0:
             return
         for thing in gc.get_objects():
-            # A URL is left out: the connection reads the key from its property raw_path, which a debugger would show.
+            # URLs are left out: the property `raw_path` of a URL must contain the key, and a debugger would show it.
             if is_of_the_client(thing) and not isinstance(thing, httpx.URL):
                 self.thing(thing)
         for task in asyncio.all_tasks():
@@ -230,7 +231,7 @@ class Sinks:
         """Collect the errors that the running loop reports, and switch on its debug mode."""
         loop = asyncio.get_running_loop()
         loop.set_debug(enabled=True)
-        # In debug mode asyncio logs each callback that takes longer than this; with 0.0 it logs all of them.
+        # In debug mode asyncio logs each callback that takes longer than this value; with 0.0 it logs all callbacks.
         loop.slow_callback_duration = 0.0
 
         def report_error(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

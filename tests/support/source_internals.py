@@ -33,7 +33,7 @@ def servers_of(source: NatsSource) -> Any:
 
 
 def replace_servers(source: NatsSource, wrap: Callable[[Any], Any]) -> None:
-    """Replace the object through which a source connects to its servers by `wrap` of that object."""
+    """Pass the object that connects a source to its servers to `wrap`, and make the source use the returned object."""
     source._connection.servers = wrap(source._connection.servers)
 
 
@@ -73,7 +73,7 @@ def inbox_state(source: NatsSource) -> str:
 
 
 async def without_flusher(connection: Any) -> asyncio.Task[None]:
-    """Cancel the nats-py task that flushes a connection; return a task that waits for a flush and so never ends."""
+    """Cancel the nats-py task that flushes a connection; return a task that waits for a flush, which never happens."""
     connection._flusher_task.cancel()
     await asyncio.wait({connection._flusher_task})
     connection._flusher_task = asyncio.create_task(asyncio.sleep(3600))
@@ -85,12 +85,12 @@ async def without_flusher(connection: Any) -> asyncio.Task[None]:
 
 
 def cluster_of(source: KafkaSource) -> Any:
-    """Return a source's cluster."""
+    """Return the object through which a source uses its Kafka cluster."""
     return source._cluster
 
 
 def replace_cluster(source: KafkaSource, wrap: Callable[[Any], Any]) -> None:
-    """Replace the cluster that a source uses by `wrap` of that cluster."""
+    """Pass the cluster object of a source to `wrap`, and make the source use the returned object."""
     source._cluster = source._partitions._cluster = source._letters._cluster = wrap(source._cluster)
 
 
@@ -122,7 +122,7 @@ def knows(source: KafkaSource, partition: Any) -> bool:
 
 
 async def rebalance(source: KafkaSource, partitions: set[Any], consumer: Any, group: str) -> None:
-    """Assign partitions to a source while it has another consumer and another group with other committed offsets."""
+    """Assign partitions to a source that, during this call only, uses `consumer` and the consumer group `group`."""
     own_consumer, own_group = source._consumer, source._partitions._group
     source._consumer, source._partitions._group = consumer, group
     await source.assigned(partitions)

@@ -139,7 +139,7 @@ def numbers(emulator: RunningEmulator) -> list[int]:
 
 
 def may_send(client: AsyncTrackingClient) -> bool:
-    """Return whether a client may send: as far as it knows, no other process can hold the lease of its spool."""
+    """Return whether a client may send, because it knows that no other process can hold the lease of its spool."""
     return bool(engine_of(client)._may_send())
 
 
@@ -166,7 +166,7 @@ class FailingFile(SpoolFile):
 
     Attributes:
         fails: the event that makes transactions fail while it is set.
-        error: the error that failing transactions raise; each raises a copy.
+        error: the error that failing transactions raise; each transaction raises a copy.
     """
 
     def __init__(self, directory: Path, shop: str | None = None, *, error: BaseException | None = None) -> None:
@@ -177,7 +177,7 @@ class FailingFile(SpoolFile):
     def transaction(self) -> Any:
         """Raise the error if `fails` is set; otherwise begin a transaction."""
         if self.fails.is_set():
-            # Each call raises a new error, because an error collects the frames of every call that raises it.
+            # Each call raises a new error, because Python adds frames to the traceback of an error at each raise.
             raise type(self.error)(*self.error.args)
         return super().transaction()
 
@@ -222,7 +222,7 @@ def settle(file: SpoolFile, ids: Sequence[int], dead: str | None = None, at: flo
 
 
 def other_process(path: Path, **settings: Any) -> SpoolFile:
-    """Open the file of the spool in `path` a second time, as another process of the same shop would; return it."""
+    """Open the file of the spool in `path` a second time, as another process of the same shop would do."""
     file = SpoolFile(path / "spool", **{"shop": SHOP, **settings})
     file.open()
     return file

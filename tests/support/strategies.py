@@ -101,7 +101,7 @@ def short_texts() -> st.SearchStrategy[str]:
 
 
 def int64s() -> st.SearchStrategy[int]:
-    """Signed 64-bit integers, with a high share of limits."""
+    """Signed 64-bit integers; the smallest and the largest value are frequent."""
     return st.integers(INT64_MIN, INT64_MAX) | st.sampled_from([INT64_MIN, INT64_MAX, 2**53, 2**53 + 1])
 
 
@@ -477,5 +477,5 @@ HOSTILE: dict[str, Any] = {
 
 
 def hostile() -> st.SearchStrategy[Any]:
-    """The values of `HOSTILE`, except one that Hypothesis cannot handle, and those of `wire_values`."""
+    """The values of `HOSTILE`, except one that Hypothesis cannot handle, and the values of `wire_values`."""
     return st.sampled_from([name for name in HOSTILE if name != "liar"]).map(HOSTILE.__getitem__) | wire_values()

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class TimedOut(KeyboardInterrupt):
     """A test ran too long.
 
-    Only KeyboardInterrupt and SystemExit pass through the tasks and callbacks of an event loop; others are stored.
+    The base class is KeyboardInterrupt, because an event loop stores any other error of its tasks and callbacks, except
+    SystemExit, and goes on.
     """
 
 
@@ -98,7 +99,7 @@ class TimeLimit:
         """End the process, even if a hanging test has left a thread that does not end."""
         others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
         if self._hung and not all(thread.daemon for thread in others):
-            # The interpreter would wait for these threads at its exit, so the process ends without that exit.
+            # At its normal exit, the interpreter would wait for these threads. `os._exit` does not wait.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(self._exitstatus)
@@ -115,7 +116,7 @@ class TimeLimit:
                 # its report, too, and CPython before 3.11.5 cannot parse while it parses. So garbage is collected
                 # here, and not at a random moment of the report.
                 gc.collect()
-                # The test fails in any case, even if the test has caught the interruption.
+                # The test fails even if its own code has caught the interruption.
                 pytest.fail(f"took longer than {self._limit:g} s")
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
@@ -143,7 +144,7 @@ def _all_stacks() -> str:
         text = io.StringIO()
         text.write(file.read())
     for task in gc.get_objects():
-        # `isinstance` reads `__class__`, and a proxy object may raise an error then.
+        # `isinstance` would read the attribute `__class__`, which may raise an error if the object is a proxy.
         if issubclass(type(task), asyncio.Task) and not task.done():
             task.print_stack(file=text)
     return text.getvalue()

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
     """Collect garbage after the teardown of the fixtures; fail the test if there was an unclosed object.
 
-    A test marked `leaves_connections` does not fail: its library is known to leave connections. They are closed by this
-    garbage collection, so no later test is affected.
+    A test marked `leaves_connections` does not fail: its library is known to leave connections. This garbage
+    collection closes these connections, so no later test is affected.
     """
     yield
     if isinstance(item, pytest.Function):

@@ -53,7 +53,7 @@ class CheckedLoop(VirtualTimeLoop):
     """A virtual loop that runs checks after every turn; an exception of a check ends the test.
 
     Attributes:
-        checks: functions without arguments; `Engine` and tests append theirs.
+        checks: functions without arguments; `Engine` and the tests append functions to this list.
         turns: the number of turns of the loop so far.
     """
 

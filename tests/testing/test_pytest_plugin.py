@@ -1,4 +1,4 @@
-"""The pytest plugin: its fixtures and its option; it imports the package only when a fixture is used."""
+"""The pytest plugin has fixtures and an option, and imports the package only when a fixture is used."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_emulator_again(retailrocket_emulator):
 
 
 def test_the_fixtures(run: Callable[[str], pytest.RunResult]) -> None:
-    """If a test uses `tracked`, it is new for each test, sync or async, and the emulator is reset."""
+    """Each test, sync or async, gets a new client from the fixture `tracked`, and the emulator without old events."""
     run(USED).assert_outcomes(passed=6)
 
 
@@ -141,7 +141,7 @@ def expect(expected: str | None, pytester: pytest.Pytester, ini: str = "") -> No
 
 
 def test_the_switch_is_on_for_the_run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the ini option is set, the variable is set during the run only."""
+    """If the ini option is set, the variable RETAILROCKET_TEST_MODE is set during the run, and unset afterwards."""
     monkeypatch.delenv("RETAILROCKET_TEST_MODE", raising=False)
     expect("1", pytester, "retailrocket_test_mode = true")
 
@@ -149,13 +149,13 @@ def test_the_switch_is_on_for_the_run(pytester: pytest.Pytester, monkeypatch: py
 
 
 def test_the_switch_is_off_unless_it_is_asked_for(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the option is not set, the variable is not set."""
+    """If the ini option is not set, the variable RETAILROCKET_TEST_MODE is not set."""
     monkeypatch.delenv("RETAILROCKET_TEST_MODE", raising=False)
     expect(None, pytester)
 
 
 def test_the_environment_wins(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the environment has a value, it is not changed, so a run can use the real API on purpose."""
+    """If the environment sets the variable, the plugin does not change it, so a run can use the real API on purpose."""
     monkeypatch.setenv("RETAILROCKET_TEST_MODE", "0")
     expect("0", pytester, "retailrocket_test_mode = true")
 

@@ -73,13 +73,13 @@ async def cancelled(task: asyncio.Task[Any], turns: int = 1) -> None:
 
 
 class Gate:
-    """A limiter that grants no permit until `open` is set."""
+    """A limiter that grants no permit until the event `opened` is set."""
 
     def __init__(self) -> None:
         self.opened = asyncio.Event()
 
     async def acquire(self) -> None:
-        """Wait until `open` is set."""
+        """Wait until the event `opened` is set."""
         await self.opened.wait()
 
     def pause_until(self, deadline: float) -> None:
@@ -127,7 +127,7 @@ def test_what_the_client_refuses_is_refused() -> None:
 
 
 async def test_nothing_leaves_the_process() -> None:
-    """If a server listens at the `base_url`, it gets no request, and any credentials are accepted."""
+    """If a server listens at the `base_url`, the recording client sends no request to it and needs no credentials."""
     async with raw_server() as server, RecordingClient(base_url=server.url) as tracked:
         receipt = await tracked.track(view())
         outcome = await receipt
@@ -186,7 +186,7 @@ async def test_what_is_refused_is_not_recorded(method: str) -> None:
 
 
 async def test_what_is_too_large_or_no_event_is_not_recorded() -> None:
-    """If the client raises for an event, the event is not recorded, but earlier ones are."""
+    """If the client raises for an event, this event is not recorded, but earlier events are."""
     large = Search(session_external_id="visitor", search_phrase="x" * 2000)
     nothing: Any = "view"
     async with RecordingClient(batching=Batching(max_bytes=1024)) as tracked:
@@ -206,7 +206,7 @@ async def test_what_is_too_large_or_no_event_is_not_recorded() -> None:
 
 
 async def test_an_event_that_waits_for_room_is_not_recorded_yet() -> None:
-    """If a call waits for space in the buffer and is cancelled or raises, it records nothing."""
+    """If a call for a full buffer raises, or is cancelled while it waits for space, the event is not recorded."""
     gate = Gate()
     async with RecordingClient(buffer=Buffer(max_events=1), limiter=gate) as tracked:
         tracked.track_nowait(view(1))
@@ -235,7 +235,7 @@ async def test_a_send_is_recorded_before_its_answer() -> None:
 
 
 async def test_before_send_decides_what_is_recorded() -> None:
-    """If `before_send` returns an event, that event is recorded; if it drops the event, nothing is."""
+    """If `before_send` returns an event, this event is recorded; if it drops the event, nothing is recorded."""
 
     def without_searches(event: Event) -> Event | None:
         if isinstance(event, Order):
@@ -257,7 +257,7 @@ async def test_before_send_decides_what_is_recorded() -> None:
 
 
 async def test_other_tasks_do_not_mix_events_up() -> None:
-    """If tasks and threads track at the same time, each one's events are recorded once, in order."""
+    """If several tasks and threads track at the same time, the events of each are recorded once, in order."""
     async with RecordingClient() as tracked:
         handle = tracked.threadsafe()
 
@@ -344,7 +344,7 @@ def error_lines(call: Callable[..., object], *arguments: Any, **fields: object) 
 
 
 async def test_a_failed_assertion_shows_what_was_tracked() -> None:
-    """If an assertion fails, its error names the wanted event, lists the others, and shows differing fields."""
+    """If an assertion fails, its error names the wanted event, lists the tracked events, and shows differing fields."""
     async with RecordingClient() as tracked:
         assert ["expected exactly one Order(transaction='T-1'), but nothing was tracked"] == error_lines(
             tracked.one, Order, transaction="T-1"
@@ -401,7 +401,7 @@ async def test_a_mistyped_question_is_an_error() -> None:
 
 
 async def test_an_outage_that_ends_delivers() -> None:
-    """If the API answers 503 for a time, the event is retried without delay and then delivered."""
+    """If the API answers two requests with 503, the event is retried without delay and then delivered."""
     async with RecordingClient() as tracked:
         tracked.fail_with(status=503, times=2)
         outcome = await (await tracked.track(view()))
@@ -422,7 +422,7 @@ async def test_an_outage_that_ends_delivers() -> None:
     ],
 )
 async def test_an_outage_that_does_not_end_abandons(kind: FaultKind, status: int, *, recorded: bool) -> None:
-    """If a failure lasts, the event is `Abandoned`, and `maybe_recorded` is right."""
+    """If every request fails, the event is `Abandoned`, and `maybe_recorded` is as expected for this failure."""
     async with RecordingClient() as tracked:
         tracked.fail_with(kind, status=status, times=None)
         outcome = await (await tracked.track(view()))
@@ -436,7 +436,7 @@ async def test_an_outage_that_does_not_end_abandons(kind: FaultKind, status: int
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 async def test_a_wrong_key_rejects(status: int) -> None:
-    """If key, shop or address is refused, waiting events are rejected without waiting `max_halt`."""
+    """If key, shop or address is refused, waiting events are rejected at once, and not after `max_halt`."""
     async with RecordingClient() as tracked:
         tracked.fail_with(status=status, times=None)
         outcome = await (await tracked.track(view()))
@@ -447,7 +447,7 @@ async def test_a_wrong_key_rejects(status: int) -> None:
 
 @pytest.mark.parametrize("rejected", [Order, "order"])
 async def test_one_kind_of_event_is_rejected(rejected: type[Event] | str) -> None:
-    """If `rejected` is set, events of that class are refused, alone or in a batch, and others are delivered."""
+    """If `rejected` is set, events of that class are refused, alone or in a batch; other events are delivered."""
     async with RecordingClient(batching=Batching(linger=60)) as tracked:
         tracked.fail_with(rejected=rejected)
         receipts = await tracked.track_many([view(1), order("T-1"), view(2), order("T-2")])
@@ -460,7 +460,7 @@ async def test_one_kind_of_event_is_rejected(rejected: type[Event] | str) -> Non
 
 
 async def test_faults_strike_in_order_and_where_they_fit() -> None:
-    """If several faults are set, a request gets the first that fits it; others stay pending."""
+    """If several faults are set, each request gets the first fault that fits it; the other faults stay."""
     async with RecordingClient(retry=RetryPolicy(max_attempts=1)) as tracked:
         tracked.fail_with(status=400, contains="777")
         tracked.fail_with("reset_after")
@@ -496,7 +496,7 @@ def test_faults_have_the_emulators_names() -> None:
 
 
 async def test_a_limit_of_ones_own_is_kept() -> None:
-    """If a `rate_limit` is set, the client waits as the real one does."""
+    """If a `rate_limit` is set, the recording client waits for permits as the real client does."""
     begin = asyncio.get_running_loop().time()
     async with RecordingClient(rate_limit=RateLimit(requests=1, per=0.05)) as tracked:
         for number in range(3):
@@ -509,7 +509,7 @@ async def test_a_limit_of_ones_own_is_kept() -> None:
 
 
 def test_the_switch_keeps_clients_from_the_real_api(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If test mode is on, a client for another host raises when constructed; one for this host works."""
+    """If test mode is on, a client for another host raises when constructed; a client for this host works."""
     monkeypatch.setenv("RETAILROCKET_TEST_MODE", "1")
     with pytest.raises(ConfigurationError, match=r"RETAILROCKET_TEST_MODE is set.*RecordingClient.*emulator"):
         AsyncTrackingClient("key", "shop")
