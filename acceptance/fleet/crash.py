@@ -143,7 +143,8 @@ class RelayProcess:
         metrics = self.metrics()
         relay = "retailrocket_relay_"
         left = ("in_hand", "unsettled", "lag_waiting", "lag_pending")
-        return bool(metrics) and not any(metrics.get(f"{relay}{name}") for name in left)
+        # If the relay is not connected yet, the metrics have no lag.
+        return f"{relay}lag_pending" in metrics and not any(metrics.get(f"{relay}{name}") for name in left)
 
 
 @contextlib.contextmanager

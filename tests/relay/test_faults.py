@@ -32,6 +32,7 @@ from tests.support.broken_library import ERRORS, Faults, Wrapped
 from tests.support.kafka_server import INSTALLED, KafkaServer, kafka_server
 from tests.support.nats_server import NatsServer, nats_server
 from tests.support.redis_server import RedisServer
+from tests.support.relays import all_settled
 from tests.support.source_internals import replace_cluster, replace_servers
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ async def calls_of_a_run(make_broker: Callable[[], Broker]) -> int:
     await broker.publish(*numbered(GOOD), JUNK)
     async with relaying(broker) as (relay, client):
         await until(lambda: len(products(client)) == GOOD and relay.stats().dead != {})
-        await until(lambda: not relay.stats().unsettled and not relay.stats().in_hand)
+        await until(lambda: all_settled(relay, GOOD + 1))
         return broker.faults.calls
 
 
@@ -252,7 +253,7 @@ async def run_with(
             broker.faults.disarm()
         await until(lambda: len(products(client)) == GOOD)
         await until(lambda: relay.stats().dead != {} and relay.unready is None)
-        await until(lambda: not relay.stats().unsettled and not relay.stats().in_hand)
+        await until(lambda: all_settled(relay, GOOD + 1))
     source = broker.source(whole=True)
     await source.open()
     try:

@@ -57,6 +57,7 @@ from tests.support.fakes import (
     tasks,
     turns,
 )
+from tests.support.relays import all_settled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -135,8 +136,18 @@ class Scene:
         await self.until(lambda: stats().delivered >= count and stats().unsettled == unsettled)
 
     async def until_delivered(self, count: int, seconds: float = 600.0) -> None:
-        """Wait until `count` messages are delivered and settled."""
-        await self.until(lambda: self.relay.stats().delivered >= count and not self.relay.stats().unsettled, seconds)
+        """Wait until `count` messages are delivered, and all messages that were handed out are settled."""
+        await self.until(lambda: self.relay.stats().delivered >= count and all_settled(self.relay, count), seconds)
+
+    async def until_settled(self, count: int) -> None:
+        """Wait until `count` messages were handed out, and all of them are settled."""
+        await self.until(lambda: all_settled(self.relay, count))
+
+    async def until_nothing_is_left(self) -> None:
+        """Wait until all messages in the broker are settled, by this relay or another one."""
+        async with asyncio.timeout(600):
+            while await self.left() != Lag(waiting=0, pending=0):  # noqa: ASYNC110 - the stream has no event for this
+                await asyncio.sleep(0.01)
 
 
 # --- outcomes of messages ---
@@ -214,8 +225,7 @@ def test_refused_is_a_dead_letter() -> None:
         transport = ScriptedTransport(then=lambda request: 400 if 7 in request.numbers else 200)
         scene = Scene(transport).start()
         await scene.stream.publish(envelopes(range(20)))
-        await scene.until_delivered(19)
-        await scene.until(lambda: not scene.relay.stats().unsettled)
+        await scene.until_settled(20)
         [letter] = await scene.source.list_dead(10)
         assert letter.body == envelopes(range(7, 8))[0]
         assert letter.reason == "rejected: HTTP 400"
@@ -231,7 +241,8 @@ def test_what_the_hook_drops_is_acknowledged() -> None:
     async def test() -> None:
         scene = Scene(ScriptedTransport(), client={"before_send": lambda _: None}).start()
         await scene.stream.publish(envelopes(range(5)))
-        await scene.until(lambda: scene.relay.stats().filtered == 5 and not scene.relay.stats().unsettled)
+        await scene.until_settled(5)
+        assert scene.relay.stats().filtered == 5
         assert await scene.left() == Lag(waiting=0, pending=0)
         assert await scene.source.list_dead(10) == []
         assert await scene.stop()
@@ -736,8 +747,9 @@ def test_a_failing_call(method: str, caplog: pytest.LogCaptureFixture, *, after:
         assert "s3cret" not in scene.relay.unready
         assert scene.relay.stats().connected is False
         shaky.fails = None
-        await scene.until(lambda: len(set(transport.recorded_numbers)) == 100 + 20 * (method != "open"))
-        await scene.until(lambda: scene.relay.unready is None and not scene.relay.stats().unsettled)
+        events = 100 + 20 * (method != "open")
+        await scene.until(lambda: len(set(transport.recorded_numbers)) == events)
+        await scene.until(lambda: scene.relay.unready is None and all_settled(scene.relay, events + 1))
         assert [letter.body for letter in await shaky.list_dead(10)] == [JUNK]
         assert scene.relay.stats().broker_failures > 2
         assert await scene.stop()
@@ -873,8 +885,7 @@ def test_a_library_that_raises_anything(method: str, raised: type[BaseException]
             assert raised.__name__ in (scene.relay.unready or "") or raised is asyncio.CancelledError
             assert scene.relay.unready is not None
             source.fails = None
-        await scene.until_delivered(20)
-        await scene.until(lambda: not scene.relay.stats().unsettled)
+        await scene.until_settled(21)
         assert await scene.stop()
         assert tasks() == set()
 
@@ -934,7 +945,7 @@ def test_dead_letters_that_cannot_be_kept(*, after: bool) -> None:
             assert await source.list_dead(999) == []
         source.hangs = False
         await scene.until(lambda: sum(scene.relay.stats().dead.values()) == 102)
-        await scene.until(lambda: scene.relay.unready is None and not scene.relay.stats().unsettled)
+        await scene.until(lambda: scene.relay.unready is None and all_settled(scene.relay, 202))
         assert len(await source.list_dead(999)) == 102
         assert await scene.stop()
         assert await scene.left() == Lag(waiting=0, pending=0)
@@ -998,7 +1009,7 @@ def test_cancelled_in_any_turn(turn: int) -> None:
         assert tasks() == set()
         other = Scene(transport, stream=scene.stream, name="relay-2").start()
         await other.until(lambda: len(set(transport.recorded_numbers)) == 59)
-        await other.until(lambda: not other.relay.stats().in_hand and not other.relay.stats().unsettled)
+        await other.until_nothing_is_left()
         assert await other.stop()
         assert await other.left() == Lag(waiting=0, pending=0)
         assert {letter.body for letter in await other.source.list_dead(10)} == {JUNK, *envelopes(range(13, 14))}
