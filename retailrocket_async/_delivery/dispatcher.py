@@ -237,7 +237,7 @@ class Dispatcher:
         self._in_flight.enter(flight)
         try:
             flight.hold = self._buffer.hold(map(self._buffer.key_of, visitors), functools.partial(self._start, flight))
-            if self._buffer.events:
+            if flight.hold.waits_for:
                 # The hold makes the earlier events of its visitors due now.
                 self._pump.kick()
             outcome = await landed

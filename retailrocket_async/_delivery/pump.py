@@ -101,6 +101,7 @@ class Pump:
             await asyncio.sleep(0)
         while self._buffer.events or self._callers.any:
             self._callers.admit()
+            self._expiry.arrived()
             if not self._expiry.expire():
                 await asyncio.sleep(0)
                 continue

@@ -186,13 +186,13 @@ class EventBuffer:
         sooner = False
         if run is None:
             run = self._unit
-            if run is None or alone or run.full or run.size + length > self._run_bytes or self._is_aged(run):
+            if run is None or alone or self._is_closed(run, length):
                 sooner = not self._ready
                 run = self._open_unit(came_at, alone=alone)
             if key is not None:
                 self._last[key] = run
                 run.keys.append(key)
-        elif alone or run.full or run.size + length > self._run_bytes or self._is_aged(run):
+        elif alone or self._is_closed(run, length):
             run = self._open_trail(run, key, came_at, alone=alone)
         receipts = run.receipts
         count = len(receipts)
@@ -222,8 +222,14 @@ class EventBuffer:
         full = self._ready_events == self._max_events or 0 <= self._ready_bytes - self.cap.bytes < length
         return sooner or full or self.events == 1
 
-    def _is_aged(self, run: Run) -> bool:
-        return self._short and self._clock() - run.opened_at > _SHORT_BATCH_SPAN
+    def _is_closed(self, run: Run, size: int) -> bool:
+        """Whether an event of `size` bytes must not be added to `run`."""
+        return (
+            run.full
+            or run.generation != self.generation
+            or run.size + size > self._run_bytes
+            or (self._short and self._clock() - run.opened_at > _SHORT_BATCH_SPAN)
+        )
 
     def _open_unit(self, came_at: float | None, *, alone: bool) -> Run:
         ensure_stack()

@@ -42,9 +42,8 @@ class Run(Batch):
         backlog: see the attribute.
 
     Attributes:
-        generation: number of flushes that had begun when the run was opened. After the next flush has begun, new events
-            may still be added to the run, and that flush waits for these events, too. So frequent flushes do not make
-            many small runs.
+        generation: number of flushes that had begun when the run was opened. No event is added after the next flush has
+            begun, so a flush waits for earlier events only.
         keys: the key of each visitor who has events in the run, each key once. While the run is in flight, the keys of
             settled visitors are removed.
         follows: the run that must be settled before this run is ready; None if there is no such run.

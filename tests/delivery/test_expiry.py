@@ -357,8 +357,6 @@ STEPS = st.sampled_from([200, 200, 400, 401, 413, 429, 503, NO_CONNECTION])
         Batching,
         max_events=st.integers(1, 6),
         max_in_flight=st.integers(1, 3),
-        ordered=st.booleans(),
-        by_session=st.booleans(),
     ),
     room=st.integers(1, 10),
     overflow=st.sampled_from(["wait", "drop_oldest", "shed"]),

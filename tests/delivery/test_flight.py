@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
+from typing import Any, cast, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from retailrocket_async._delivery.circuit_breaker import Admission
-from retailrocket_async._delivery.flight import Flight, SendSlot
+from retailrocket_async._delivery.flight import Flight
+from retailrocket_async._delivery.gate import SendSlot
 from retailrocket_async._http.reply import FailureKind, Reply, Verdict
 from retailrocket_async._outcome import Abandoned, AbandonReason, Delivered, Dropped, Outcome, Rejected
 from retailrocket_async._queue.batch import Batch
@@ -179,7 +180,7 @@ def batch_flight(count: int) -> Flight:
     batch.envelopes += [b"{}"] * count
     batch.receipts += [Receipt("view") for _ in range(count)]
     batch.size += 3 * count
-    return Flight("visitorEvents", b"[]", ["view"] * count, started_at=0.0, opened_in=[0], batch=batch)
+    return Flight("visitorEvents", b"[]", ["view"] * count, started_at=0.0, opened_in=[0], batch=cast("Any", batch))
 
 
 def bring(it: Flight, brought: Reply, now: float) -> Outcome | None:
@@ -318,12 +319,33 @@ class Permit:
             raise ZeroDivisionError
 
 
+class Gate:
+    """A gate that records its calls.
+
+    Args:
+        slot: a list; if it holds a send slot when `leave` is called, that slot is ended once more.
+    """
+
+    def __init__(self, slot: list[SendSlot] | None = None) -> None:
+        self.reported: list[str] = []
+        self._slot = [] if slot is None else slot
+
+    def leave(self, admission: Admission | None) -> None:
+        """Record that a request slot was freed."""
+        assert admission is ADMITTED
+        self.reported.append("left")
+        for slot in self._slot:
+            slot.end()
+
+    def limiter_failed(self, error: BaseException) -> None:
+        """Record the error of a permit."""
+        self.reported.append(type(error).__name__)
+
+
 def turn(permit: Permit | None) -> tuple[SendSlot, list[str]]:
-    """Return a send slot, and the list in which it records its calls to the dispatcher."""
-    reported: list[str] = []
-    return SendSlot(
-        ADMITTED, permit, lambda: reported.append("left"), lambda error: reported.append(type(error).__name__)
-    ), reported
+    """Return a send slot, and the list in which it records its calls to the gate."""
+    gate = Gate()
+    return SendSlot(ADMITTED, permit, cast("Any", gate)), gate.reported
 
 
 @pytest.mark.parametrize("answered", [False, True])
@@ -342,16 +364,13 @@ def test_turn_ends_once(answered: bool) -> None:  # noqa: FBT001
 def test_turn_that_is_ended_by_its_own_end_ends_once() -> None:
     """If code that is woken by the returned wire slot ends the same send slot, nothing more happens."""
     permit = Permit()
-    left: list[int] = []
-
-    def leave() -> None:
-        left.append(1)
-        it.end()
-
-    it = SendSlot(ADMITTED, permit, leave, lambda _: None)
+    slots: list[SendSlot] = []
+    gate = Gate(slots)
+    it = SendSlot(ADMITTED, permit, cast("Any", gate))
+    slots.append(it)
     it.end(answered=True)
 
-    assert ([1], ["answered=True"]) == (left, permit.reported)
+    assert (["left"], ["answered=True"]) == (gate.reported, permit.reported)
 
 
 def test_late_sent_is_not_told() -> None:
@@ -389,7 +408,7 @@ def test_what_is_given_up_is_not_divided(status: int, reason: AbandonReason) -> 
     batch = Batch(0.0)
     batch.envelopes += [b"{}"] * 4
     batch.receipts += [Receipt("view") for _ in range(4)]
-    it = Flight("visitorEvents", b"[]", ["view"] * 4, started_at=0.0, opened_in=[0], batch=batch)
+    it = Flight("visitorEvents", b"[]", ["view"] * 4, started_at=0.0, opened_in=[0], batch=cast("Any", batch))
 
     it.depart(0.0)
     it.judge(Reply(status=status, throttled=True), 1.0)

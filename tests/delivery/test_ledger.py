@@ -71,7 +71,8 @@ def raising_handler() -> Iterator[RaisingHandler]:
 
 def batch_of(count: int, generation: int = 0, name: str = "view") -> Batch:
     """Return a batch of `count` events."""
-    batch = Batch(0.0, generation, None)
+    batch = Batch(0.0)
+    batch.opened_in.append(generation)
     batch.envelopes += [b'{"view":{"n":%d}}' % number for number in range(count)]
     batch.receipts += [Receipt(name) for _ in range(count)]
     return batch
@@ -85,7 +86,7 @@ def close(ledger: Ledger, batch: Batch, outcome: Outcome) -> None:
 
 def stats(ledger: Ledger) -> Stats:
     """Return the ledger's statistics beside an empty buffer."""
-    return ledger.stats(EventBuffer(Batching(), Buffer(), lambda: 0.0), waiting=0, state="sending")
+    return ledger.stats(EventBuffer(Batching(), Buffer(), lambda: 0.0), in_flight=0, waiting=0, state="sending")
 
 
 def test_every_outcome_is_counted() -> None:
@@ -241,13 +242,19 @@ def test_what_keeps_events_says_how_they_end() -> None:
     """If a spool also stores the events, it is asked before they are settled, and they get the outcome it returns."""
     asked: list[tuple[int, Outcome]] = []
 
-    def keep(batch: Batch, outcome: Outcome) -> Outcome:
-        asked.append((len(batch), outcome))
-        assert not any(receipt.done() for receipt in batch.receipts)
-        return Kept(attempts=2)
+    class Spool:
+        """Keeps every event."""
+
+        undelivered = 3
+
+        def keep(self, batch: Batch, outcome: Outcome) -> Outcome:
+            """Record the call."""
+            asked.append((len(batch), outcome))
+            assert not any(receipt.done() for receipt in batch.receipts)
+            return Kept(attempts=2)
 
     batch = batch_of(3)
-    ledger = Ledger(LoopAffinity(), None, None, max_unreported=100, keep=keep)
+    ledger = Ledger(LoopAffinity(), None, None, max_unreported=100, keeper=Spool())
     ledger.keep_undelivered()
     close(ledger, batch, OUTCOMES[2])
 
