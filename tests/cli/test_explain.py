@@ -1,4 +1,4 @@
-"""The command line's explanations of why an event was not delivered."""
+"""Tests of the command line's explanations of why an event was not delivered."""
 
 from __future__ import annotations
 
