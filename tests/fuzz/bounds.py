@@ -9,10 +9,11 @@ A door is a function that reads data from outside. Each door reads each large ca
 must hold:
 
 - A door takes at most `DOORS[...]` microseconds for each byte, which is several times what a slow machine needs.
-- Four times the input takes at most `WORSE` times four times as long. So the time grows in proportion to the input and
-  not to its square, on any machine.
-- A door takes at most `MEMORY` bytes of memory for each byte of the input, plus `SLACK`. orjson takes 12 before it has
-  read anything, and turns an empty list of three bytes into an object of 56 bytes and a pointer.
+- An input that is four times as long takes at most `4 * WORSE` times as long. So the time grows in proportion to the
+  input and not to its square, on any machine.
+- A door takes at most `MEMORY` bytes of memory for each byte of the input, plus `SLACK` bytes. The parser orjson alone
+  takes 12 bytes for each byte before it has read anything, and turns an empty list (three bytes with the comma) into an
+  object of 56 bytes and a pointer.
 
 The check takes five minutes, so it is a part of the nox session ``fuzz`` and not of the tests.
 """
@@ -107,7 +108,7 @@ def _bytes(door: Callable[[bytes], object], data: bytes) -> int:
 
 
 def complaints(name: str, case: str, size: int) -> list[str]:
-    """Measure a door on a case of `size` bytes and of a quarter of that; return a message for each exceeded bound."""
+    """Measure a door on a case of `size` bytes and of `size / 4` bytes; return a message for each exceeded bound."""
     allowed, door = DOORS[name]
     small, large = LARGE[case](size // 4), LARGE[case](size)
     briefly, long = _seconds(door, small), _seconds(door, large)
