@@ -34,7 +34,7 @@ async def poison(testbed: Testbed, number: int) -> None:
 
 @scenario("poison-8-in-a-batch")
 async def poison_in_one_batch(testbed: Testbed) -> None:
-    """If one batch has eight refused events, all eight are found within the allowed number of requests."""
+    """If one batch has eight refused events, all eight are found with at most the allowed number of requests."""
     client = testbed.open(batching=Batching(max_events=500, linger=1.0))
     for position in range(500):
         await testbed.track(poison=position % 61 == 5 and position < 488)
