@@ -36,11 +36,11 @@ class _Contestant:
     """A contestant (a client that is compared) and the number of its events.
 
     Attributes:
-        name: the name of its function in `benchmarks.contestants`.
-        events: the number of events that it sends, so that a run takes some seconds.
+        name: the name of the contestant's function in `benchmarks.contestants`.
+        events: the number of events that the contestant sends, chosen so that a run takes some seconds.
         needs: the module that must be installed; None if the contestant needs no further module.
-        warm_up: the number of events that its function sends before the measurement.
-        peer: whether it is the client library of another service.
+        warm_up: the number of events that the contestant sends before the measurement.
+        peer: whether the contestant is the client library of another service.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Measures how the cost of an event changes with the length of the run, the batch size and the number of callers.
 
-The cost is the CPU time of the client's process per event. The limit is lifted, so that the processor is the only
-bound.
+The cost is the CPU time of the client's process per event. The request limit is too high to matter, so that only the
+processor bounds the rate.
 """
 
 from __future__ import annotations
