@@ -96,7 +96,7 @@ def tests_of(session: nox.Session, name: str) -> list[str]:
 
 
 def compile_tests(session: nox.Session, *chosen: str) -> None:
-    """Compile the tests by collecting them in one process, so that the five processes need not compile them again.
+    """Compile the test modules by collecting the tests in one process, so that five processes need not do it.
 
     Args:
         session: the nox session; if it has arguments, nothing is compiled.

@@ -2,8 +2,8 @@
 
 Each contestant is a function that runs in a process of its own (`benchmarks.support.child_process`). It first sends
 some events to warm up imports, caches and the connection. Then it sends the number of events asked for, and returns
-their cost. All events have the same content, a view of a product page, made anew for each event; peers add their own
-fields.
+their cost. All events have the same content, a view of a product page, made anew for each event; other libraries add
+their own fields.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _figures(meter: CostMeter, events: int, *, at_caller: float | None = None) -
     }
 
 
-# --- floor and hand-written -------------------------------------------------------------------------------------------
+# --- the least possible code, and code by hand ------------------------------------------------------------------------
 
 
 def _envelopes(count: int) -> Iterator[dict[str, Any]]:
@@ -73,7 +73,7 @@ async def floor(port: int, events: int, cap: int = BATCH) -> Figures:
 
 
 async def bare_events(port: int, events: int, pause: float = 0.0) -> Figures:
-    """Process events one by one with the least work: unchecked attrs objects, encoded, stored in a list, posted by 500.
+    """Process events one by one with the least work: unchecked attrs objects, encoded, posted in lists of 500.
 
     There is no limit, no retry, no bound and no outcome. If `pause` is above 0, it is the wait in seconds after each
     batch, and the posts run concurrently in tasks.
@@ -167,11 +167,11 @@ async def aiohttp_by_hand(port: int, events: int) -> Figures:
     return _figures(meter, events)
 
 
-# --- ours -------------------------------------------------------------------------------------------------------------
+# --- our client -------------------------------------------------------------------------------------------------------
 
 
 def client_of(port: int, **options: Any) -> Any:
-    """Return our client with a request limit so high that it never waits for it."""
+    """Return our client, with a request limit that is too high to slow it down."""
     from retailrocket_async import AsyncTrackingClient, RateLimit
 
     options.setdefault("rate_limit", RateLimit(requests=LIFTED))
@@ -244,11 +244,11 @@ async def ours_with_receipts(port: int, events: int) -> Figures:
     return _figures(meter, events)
 
 
-# --- peers ------------------------------------------------------------------------------------------------------------
+# --- libraries of other services --------------------------------------------------------------------------------------
 
 
 def _peer(track: Callable[[str, int], object], flush: Callable[[], object], events: int) -> Figures:
-    """Measure a peer that sends from its own threads; flush it before its queue is full, so no event is dropped."""
+    """Measure a library that sends from its own threads; flush its queue before the queue is full and drops events."""
     for number in range(WARM_UP):
         track(VISITORS[number % 1000], number)
     flush()

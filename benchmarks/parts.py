@@ -127,11 +127,11 @@ class _Unlimited:
 class _Nowhere:
     """A transport that accepts everything without sending it."""
 
-    async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:  # noqa: ARG002 - as called
+    async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:  # noqa: ARG002 - protocol
         on_sent()
         return _ACCEPTED
 
-    async def renew_key(self, serial: int) -> tuple[bool, str | None]:  # noqa: ARG002 - as called
+    async def renew_key(self, serial: int) -> tuple[bool, str | None]:  # noqa: ARG002 - protocol
         return False, None
 
     async def aclose(self) -> None:
@@ -147,7 +147,7 @@ def _dispatcher(buffer: Buffer) -> Dispatcher:
 class _Skipping(selectors.DefaultSelector):
     """A selector that never waits; it adds the time that it should have waited to the loop's clock.
 
-    The loop of `tests.support.virtual_time` is not used here: its selector would cost more than the limiter.
+    The loop of `tests.support.virtual_time` is not used here, because its selector takes more time than the limiter.
     """
 
     skipped = 0.0
@@ -257,7 +257,7 @@ async def _bare_httpx(loops: int) -> float:
         return await _awaited(lambda: client.post(url, content=body, headers=headers), loops)
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- the table of all parts -------------------------------------------------------------------------------------------
 
 
 def _run(coroutine: Callable[[int], Any], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> Part:
@@ -310,7 +310,7 @@ PARTS: dict[str, dict[str, Part]] = {
         "the transport": _run(_transport),
     },
 }
-"""The parts by group; the first part of a group is the floor of the others."""
+"""The parts by group; the first part of a group is the least code for the same step as the others."""
 
 
 def main() -> None:

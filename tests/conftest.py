@@ -66,7 +66,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Allow a test marked `leaves_connections` to leave unclosed objects, as its library is known to do.
+    """Allow a test marked `leaves_connections` to leave unclosed objects, because the library that it uses leaves some.
 
     In every other test a warning about an unclosed object is a failure.
     """

@@ -7,7 +7,7 @@
 Every scenario must keep these promises:
 
 - No event is lost: each event is recorded by the server, or the client reports that it was not delivered.
-- If the reported outcome of an event says that it was not recorded, or not twice, this is true.
+- If an event's outcome says that the event was not recorded, or was recorded only once, this is true.
 - The client's counters, the receipts and the server agree.
 - At most 50 requests arrive in any one second.
 

@@ -26,7 +26,7 @@ _BLOCKED = 0.5
 
 @scenario("cancelled-sends")
 async def cancelled(testbed: Testbed) -> None:
-    """If sends are cancelled in flight, they are counted, and their permits and connections can be used again."""
+    """If sends are cancelled in flight, each is counted, and its permit and connection can be used again."""
     client = testbed.open(batching=SMALL)
     await testbed.behave(Fault("stall", record=True))
     sends = [asyncio.create_task(testbed.send()) for _ in range(20)]

@@ -60,7 +60,7 @@ class Testbed:
     Attributes:
         server: controls the server's process.
         client: the client; set by `open`.
-        receipts: the receipt of each accepted event, by its number.
+        receipts: the receipt of each accepted event, by the number of the event.
         refused: the number of events that were not accepted because the buffer was full.
         repaired_at: the time at which the fault ended; None before that.
         lag: the longest delay of the event loop in seconds, until the client was closed.
@@ -161,7 +161,7 @@ class Testbed:
 
     # --- the check ---
 
-    def expect(self, kept: bool, violation: str) -> None:  # noqa: FBT001 - like an assertion
+    def expect(self, kept: bool, violation: str) -> None:  # noqa: FBT001 - read like an assertion
         """Record that a promise of this scenario is broken, unless `kept` is True."""
         if not kept:
             self._violations.append(violation)
@@ -178,7 +178,7 @@ class Testbed:
             receipt.event_name for number, receipt in self.receipts.items() if counts[number : number + 1] > b"\x01"
         )
 
-    async def close(self, timeout: float = 30.0) -> CloseReport:  # noqa: ASYNC109 - the client's own
+    async def close(self, timeout: float = 30.0) -> CloseReport:  # noqa: ASYNC109 - passed to the client
         """Close the client, and store the outcomes of all events."""
         report = await self.client.aclose(timeout)
         # The rest of this method blocks the event loop. This delay is not caused by the client, so `lag` is read

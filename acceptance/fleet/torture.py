@@ -67,7 +67,7 @@ class Found:
 
     @property
     def allowed(self) -> int:
-        """The number of repetitions that the contract allows: the events in flight at each kill."""
+        """How often events may be recorded again, by the delivery contract: the events in flight at each kill."""
         return self.kills * BATCHING.max_events * BATCHING.max_in_flight
 
 

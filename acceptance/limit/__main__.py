@@ -5,9 +5,9 @@
     python -m acceptance.limit [--seconds 30] [--repeat 1] [--limiter ours|bucket-only|all]
                                [--condition idle|blocked|busy|all] [--jitter 0.02] [--latency 0] [--json FILE]
 
-Our limiter must have no request refused and use 97 % of the limit, or 95 % if an answer takes 50 ms or longer. It must
-do so with an idle event loop, and with a loop that is blocked for 5 ms again and again. The exit status is 1 if it does
-not. A busy loop, and `AsyncLimiter` alone, are shown for comparison.
+With our limiter no request may be refused, and 97 % of the limit must be used, or 95 % if an answer takes 50 ms or
+longer. This must be true with an idle event loop, and with a loop that is blocked for 5 ms again and again; otherwise
+the exit status is 1. A busy loop, and `AsyncLimiter` alone, are measured for comparison only.
 
 The columns:
 
@@ -50,7 +50,7 @@ SENDERS = 8
 
 
 class BucketOnly:
-    """A `Limiter` that uses only the library's `AsyncLimiter`, as the documentation of this library shows it."""
+    """A `Limiter` that uses only `AsyncLimiter` of the library aiolimiter, as aiolimiter's documentation shows it."""
 
     def __init__(self, max_rate: float, time_period: float) -> None:
         self._bucket = AsyncLimiter(max_rate, time_period)
@@ -100,7 +100,7 @@ class Row(NamedTuple):
         return demanded and (self.refused > 0 or self.used < self.wanted)
 
 
-# --- the demand ---
+# --- sending as fast as the limit allows ---
 
 
 async def saturate(url: str, limiter: Limiter, seconds: float) -> Mapping[int, Sending]:
@@ -126,7 +126,7 @@ async def saturate(url: str, limiter: Limiter, seconds: float) -> Mapping[int, S
     return recording.sendings
 
 
-# --- the event loop's other work ---
+# --- other work that the event loop has to do ---
 
 
 async def _idle() -> None:

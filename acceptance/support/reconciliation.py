@@ -40,15 +40,15 @@ _MAY_BE_RECORDED_TWICE = frozenset({Reported.DELIVERED_MAYBE_TWICE, Reported.ABA
 
 
 def reported(outcome: Outcome | None, *, bad: bool = False) -> Reported:
-    """Return the byte of an outcome; `bad` says that the event's own content gives the server a reason to refuse it."""
+    """Return the byte of an outcome; if `bad` is True, the server has a reason to refuse the event for its content."""
     match outcome:
         case None:
             return Reported.PENDING
         case Delivered():
             return Reported.DELIVERED_MAYBE_TWICE if outcome.maybe_duplicate else Reported.DELIVERED
         case Rejected(status=400 | 413, isolated=True) if not bad:
-            # A 400 or 413 with `isolated` means that the content of this event is wrong, but it is not. A refusal with
-            # another status, because of the key or the path, says nothing about the content.
+            # A 400 or 413 with `isolated` says that the content of this event is wrong, although it is right. Other
+            # refusals, for example because of the key or the path, say nothing about the content.
             return Reported.REJECTED_WRONGLY
         case Rejected():
             return Reported.REJECTED

@@ -1,7 +1,7 @@
 """Draws the plots of the documentation from the series of the sections; needs matplotlib.
 
-The plots are SVG files whose text stays text; the same series give the same file. The background is white, so that a
-plot is readable on a dark page, too.
+The plots are SVG files in which text is stored as text and not as shapes; the same series give the same file. The
+background is white, so that a plot is readable on a dark page, too.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ _SETTLING = 1.0
 """Seconds until a stream has its steady rate."""
 
 _CROWD = 100
-"""Number of concurrent callers in the second of the two endless streams."""
+"""The number of concurrent callers in the second of the two steady streams."""
 
 _EDGES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
 """Edges of the histogram's buckets in ms."""

@@ -181,7 +181,7 @@ def measure(effort: Effort) -> Section:
 
 
 def _delivery(called: list[float], received: dict[str, Any]) -> list[float]:
-    """Return the seconds from each call until the server received its event, which is known by its product."""
+    """Return the seconds from each call until the server received its event, which its product number identifies."""
     delays = [
         at - called[int(product)]
         for (at, _), body in zip(received["arrivals"], received["bodies"], strict=True)

@@ -31,7 +31,7 @@ _BUFFERED = 100_000
 _SENT = 1_000_000
 _HOUR = 3600.0
 _OUTAGE_RATE = 50
-"""Events a second during the outage with `drop_oldest`, which evicts the oldest events for them."""
+"""Events a second during the outage with `drop_oldest`; for each of them the buffer drops its oldest event."""
 
 _MIB = 2**20
 

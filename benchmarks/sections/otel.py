@@ -142,7 +142,7 @@ class _Telemetry:
     """The OpenTelemetry SDK of an application, which records the traces of a fraction of its pages."""
 
     def __init__(self, sampled: float | None) -> None:
-        from opentelemetry import context, trace  # noqa: PLC0415 - as above
+        from opentelemetry import context, trace  # noqa: PLC0415 - imported only where it is measured
         from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415

@@ -101,7 +101,7 @@ def test_report_on_the_clock(skew: Skew | None, message: str) -> None:
 
 
 def test_answers_that_contradict_each_other() -> None:
-    """If the clock was set between the answers, or they have no date, no error of the clock is reported."""
+    """If the clock was set between the answers, or the answers have no date, no error of the clock is reported."""
     answers = [Answer(sent_at=1e9 + skew, took=0.1, status=400, date=1e9) for skew in (0.0, 100.0)]
 
     assert Skew.of(answers) is None
@@ -223,7 +223,7 @@ def test_wrong_use(emulator: EmulatorProcess, arguments: tuple[str, ...], env: d
 @posix
 @pytest.mark.parametrize(("unwritable", "complaint"), UNWRITABLE)
 def test_output_that_cannot_be_written(emulator: EmulatorProcess, unwritable: str, complaint: str) -> None:
-    """If standard output cannot be written, the verdict is on standard error, and the exit status is the same."""
+    """If standard output cannot be written, standard error has the verdict, and the exit status does not change."""
     verdict = "ok: the API takes this key, for this shop, at this address (nothing was recorded)\n"
     result = run_command("check", env=settings_for(emulator), stdout=unwritable_output(unwritable))
 

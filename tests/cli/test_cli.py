@@ -135,7 +135,7 @@ def test_defect_is_no_missing_extra() -> None:
 
 
 def test_interruption_of_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If Ctrl-C is pressed while a command runs, it prints "interrupted" and exits with status 130."""
+    """If Ctrl-C is pressed while a command runs, the command prints "interrupted" and exits with status 130."""
     monkeypatch.setattr("retailrocket_async.cli._check.credentials", interrupted)
     result = run_command("check", env={"RETAILROCKET_API_KEY": "key", "RETAILROCKET_PARTNER_ID": "shop"})
 

@@ -64,7 +64,7 @@ def test_key_of_the_environment() -> None:
 
 @posix
 def test_options_reach_the_emulator() -> None:
-    """If latency or unknown events are set by options, the emulator uses them."""
+    """The options `--latency` and `--allow-custom` of the command change the emulator's behaviour."""
     line = b'{"wishlist": {"sessionExternalId": "a"}}\n'
     with started("emulate", "--port", "0", "--limit", "0", "--latency", "0.2", "--allow-custom") as process:
         env = {**PLAIN, **pasted(announced(process))}

@@ -585,7 +585,7 @@ def test_second_interruption_stops_at_once(emulator: EmulatorProcess, tmp_path: 
 
 @posix
 async def test_interruption_while_the_buffer_is_full(tmp_path: Path) -> None:
-    """If the command is interrupted, the rejects file has exactly the events up to the line that it reports."""
+    """If the command is interrupted, the rejects file has exactly the events up to the line that is reported."""
     path = tmp_path / "events"
     path.write_bytes(views(20_000))
     clients: list[AsyncTrackingClient] = []

@@ -38,7 +38,7 @@ class LimiterContract(abc.ABC):
     """The length of the limit's window in these tests, in seconds."""
 
     lateness: float = 0.0
-    """Seconds that a real machine may be late; 0 for a virtual clock, which is never late."""
+    """Seconds by which a permit may come too late on a real machine; 0 on a virtual clock, which is never late."""
 
     @abc.abstractmethod
     def make(self, rate_limit: RateLimit) -> Limiter:

@@ -91,7 +91,7 @@ def emulator(server: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> Emulat
 
 @contextmanager
 def logs_as_they_were() -> Iterator[None]:
-    """At the end of the block, remove the log handlers that were added in it, and stop the threads of these."""
+    """At the end of the block, remove the log handlers that the block has added, and stop their threads."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
@@ -150,7 +150,7 @@ def test_ci_runs_the_readme() -> None:
 
 
 def test_the_russian_readme_says_the_same() -> None:
-    """The Russian README has the README's commands and, apart from texts and comments, its example."""
+    """The Russian README has the same commands as README.md and, apart from texts and comments, the same example."""
     translated = ROOT / "README.ru.md"
     assert [block[2] for block in blocks(README, "console")] == [block[2] for block in blocks(translated, "console")]
     codes = [

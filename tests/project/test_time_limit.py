@@ -186,7 +186,7 @@ def four():
 def test_a_test_that_hangs_fails_alone(
     processes: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a test's loop, thread or child hangs, the test fails and shows stacks; others run, with their coverage."""
+    """If a test's loop, thread or child hangs, this test fails with stacks; the coverage of other tests is kept."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
         monkeypatch.delenv(name, raising=False)

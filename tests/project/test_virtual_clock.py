@@ -42,7 +42,7 @@ async def test_check_in_the_last_turn(virtual_clock):
 
 
 def test_virtual_clock(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only tests that use `virtual_clock` get virtual time, from 0; they fail if the loop or a check fails."""
+    """Only tests that use `virtual_clock` get virtual time, which starts at 0; a stuck loop fails the test."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
     pytester.makeconftest(CONFTEST)

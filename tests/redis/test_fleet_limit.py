@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def assert_kept(run: limit.Run, *, excess: float = 1.0) -> None:
-    """If the machine was quiet during the run, assert that no second had more than `excess` times the limit."""
+    """If the machine was quiet in the run, assert that no second had more requests than the limit times `excess`."""
     assert run.last > 0
     if run.quiet:
         assert run.worst <= limit.LIMIT.requests * excess

@@ -119,7 +119,7 @@ def records(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "retailrocket_async"]
 
 
-# --- one limit for all ---
+# --- one limit for all processes ---
 
 
 async def test_several_processes_share_one_limit(redis: Redis) -> None:
@@ -169,7 +169,7 @@ async def test_a_pause_holds_all_processes(redis: Redis) -> None:
 
 
 async def test_a_refusal_slows_all_processes(redis: Redis) -> None:
-    """If one process gets a 429, all processes pause, and their rate is reduced once per incident."""
+    """If one process gets a 429, all processes pause; two 429s of one moment reduce their rate only once."""
     limit = RateLimit(requests=20, per=0.2)
     one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
     begin = await take(one)
@@ -293,7 +293,7 @@ async def test_a_blocked_loop_overfills_no_window(redis: Redis) -> None:
     assert worst <= limit.requests
 
 
-# --- waiters ---
+# --- callers that wait for a permit ---
 
 
 async def test_a_cancelled_waiter_leaves_its_reservation_to_the_next(redis: Redis) -> None:
@@ -487,7 +487,7 @@ async def test_keys_expire(redis: Redis) -> None:
 
 
 async def test_a_clock_that_went_back(redis: Redis) -> None:
-    """If the clock of Redis goes back, for example after a failover, no process waits until it is right again."""
+    """If the clock of Redis goes back, for example after a failover, no process waits for the old time to return."""
     limiter = RedisLimiter(redis)
     await take(limiter)
     hour = 3600 * 10**6
@@ -499,7 +499,7 @@ async def test_a_clock_that_went_back(redis: Redis) -> None:
     assert (await state_of(redis))["seen"] < state["seen"] + hour / 2
 
 
-# --- when something happens to Redis ---
+# --- failures of Redis ---
 
 
 async def test_lost_memory_gives_no_second_window(redis: Redis) -> None:
@@ -608,7 +608,7 @@ OUTAGES = pytest.mark.parametrize("kind", [Outage, Frozen, WrongType, ReadOnly])
 async def test_an_outage_with_shares(
     redis: Redis, redis_server: RedisServer, kind: type[Outage], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If Redis fails, each process sends its share of the limit; no window exceeds it, even when Redis is back."""
+    """If Redis fails, each process sends its share; no window exceeds the limit, also after Redis has come back."""
     caplog.set_level(logging.INFO)
     limit = RateLimit(requests=24, per=0.4)
     limiters = [RedisLimiter(redis, limit) for _ in range(3)]
@@ -662,7 +662,7 @@ async def test_an_outage_that_is_waited_for(redis: Redis, redis_server: RedisSer
 @pytest.mark.endurance
 @OUTAGES
 async def test_an_outage_that_raises(redis: Redis, redis_server: RedisServer, kind: type[Outage]) -> None:
-    """If `on_unreachable` is "raise", `acquire` raises `ConnectionError` soon, and works when Redis is back."""
+    """If `on_unreachable` is "raise", `acquire` raises `ConnectionError` and does not wait, and works later."""
     limiter = RedisLimiter(redis, on_unreachable="raise")
     await take(limiter)
     outage = kind(redis_server)

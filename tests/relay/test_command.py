@@ -73,7 +73,7 @@ class Service:
         }
 
     def publish(self, *bodies: bytes) -> None:
-        """Publish messages."""
+        """Publish one message for each body to the Redis stream `events`."""
         for body in bodies:
             self.redis.xadd("events", {"envelope": body})
 
@@ -143,7 +143,7 @@ def views(*numbers: int) -> list[bytes]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_from_broker_to_api(service: Service, number: int) -> None:
-    """Messages are delivered if they are published before or while the relay runs; a signal ends it with status 0."""
+    """Messages published before or while the relay runs are delivered; a signal ends the relay with status 0."""
     service.publish(*views(1, 2, 3), b"junk")
     with service.relay() as relay:
         until(lambda: service.emulator.stats()["total_events"] == 3)
@@ -205,7 +205,7 @@ def test_a_limiter_that_was_never_reached(service: Service, kind: str) -> None:
 
 
 def test_a_limiter_that_comes_later(service: Service) -> None:
-    """When the limiter's Redis first answers, the relay gets ready and delivers; a later failure changes nothing."""
+    """When the limiter's Redis first answers, the relay gets ready and delivers; a later Redis failure is harmless."""
     service.publish(*views(1, 2, 3))
     server = RedisServer()
     options = ("--limiter-replicas", 2, "--limiter-on-unreachable", "wait")
@@ -234,7 +234,7 @@ def test_a_cluster(service: Service) -> None:
 
 @pytest.mark.skipif(not INSTALLED, reason="confluent-kafka is not installed")
 def test_a_kafka_that_is_gone(service: Service) -> None:
-    """If the only Kafka broker dies, the relay is unready within seconds, and SIGTERM ends it with status 0 or 1."""
+    """If the only Kafka broker dies, the relay is unready within seconds, and SIGTERM ends the relay with 0 or 1."""
     with kafka_server() as kafka:
         kafka.create_topic("events", 1)
         kafka.create_topic("events-dead", 1)
@@ -420,7 +420,7 @@ def test_dead_letters(service: Service) -> None:
 @pytest.mark.parametrize("verb", ["replay", "purge"])
 @pytest.mark.parametrize("options", [(), ("--all", "--most", "1")])
 def test_removal_needs_a_number(service: Service, verb: str, options: tuple[str, ...]) -> None:
-    """If `relay-dead` shall remove dead letters and gets neither a number nor `--all`, it prints an error."""
+    """If `relay-dead` must remove dead letters and gets neither a number nor `--all`, it prints an error."""
     result = run_command("relay-dead", verb, *options, env=service.env)
 
     assert (result.exit_code, result.stderr) == (2, "error: give either --most N or --all\n")

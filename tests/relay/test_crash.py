@@ -27,7 +27,7 @@ def test_killed_twice() -> None:
 
 
 def test_outage_with_two_relays() -> None:
-    """If the API is down for longer than messages are leased, two relays neither lose an event nor send one twice."""
+    """If the API is down for longer than the lease of messages, two relays neither lose an event nor send one twice."""
     found = outage(BROKERS["redis"], events=6_000, bad=3, lease=4.0, down=6.0)
 
     assert (found["lost"], found["duplicates"], found["dead"], found["dead_wrong"]) == (0, 0, 6, 0)

@@ -207,7 +207,7 @@ def make_broker(request: pytest.FixtureRequest) -> Callable[[], Broker]:
 async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until `condition()` is true; raise `TimeoutError` after `seconds`."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - of another process
+        while not condition():  # noqa: ASYNC110 - the condition depends on another process
             await asyncio.sleep(0.005)
 
 

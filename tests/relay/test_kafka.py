@@ -52,7 +52,7 @@ def topic(server: KafkaServer) -> str:
 
 
 def make(server: KafkaServer, topic: str) -> KafkaSource:
-    """Return a source of a topic; its consumer group is used for this topic only."""
+    """Return a source (a reader of messages) of a topic, with a consumer group that is used for this topic only."""
     # A new member of the mock cluster waits for the session time-out minus one second, so the time-out is short.
     return KafkaSource(server.bootstrap_servers, topic, f"relay-{topic}", session_timeout=1.2)
 
@@ -84,7 +84,7 @@ class TestKafkaSource(SourceContract):
             yield
 
     async def make(self, name: str = "relay-1", lease: float | None = None) -> KafkaSource:
-        """Return a source of this test's topic."""
+        """Return a source (a reader of messages) of this test's topic."""
         return make(self.server, self.topic)
 
     async def publish(self, bodies: Sequence[bytes]) -> None:
@@ -456,11 +456,11 @@ class TestSettings:
         ],
     )
     def test_from_url(self, url: str, shown: str) -> None:
-        """An address sets all options, and the repr does not show the password."""
+        """An address sets all options of the source, and the source's `repr` does not show the password."""
         assert repr(KafkaSource.from_url(url, name="pod-1")) == shown
 
     def test_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """User and password come from the environment or the address, and are passed only to the library."""
+        """User and password come from the environment or the address, and only aiokafka gets them."""
         options = cluster_of(KafkaSource.from_url("kafkas://b%40b:s%3Acret@a/e", name="pod-1")).options()
         assert options["sasl_plain_username"] == "b@b"
         assert options["sasl_plain_password"] == "s:cret"

@@ -57,7 +57,7 @@ _names = itertools.count(1)
 async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until `condition()` is true; raise `TimeoutError` after `seconds`."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - of another process
+        while not condition():  # noqa: ASYNC110 - the condition depends on another process
             await asyncio.sleep(0.02)
 
 
@@ -240,7 +240,7 @@ class TestRedisStreams:
         await source.aclose()
 
     async def test_body_that_is_too_large(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """If a body is too large for Redis, its dead letter is shortened, which can be purged but not replayed."""
+        """If a body is too large for Redis, its dead letter is shortened, and can be purged but not replayed."""
         body = junk(3_000_000)
         await RedisStream(redis, "events").publish([body, junk(50)])
         source = on_redis(redis_of_all)
@@ -493,7 +493,7 @@ class TestKafka:
         assert visitor_of(b'{"view":{"sessionExternalId":"%b"}}' % (b"x" * 1025)) is None
 
     async def test_letter_that_is_refused(self, kafka: KafkaServer, topic: str) -> None:
-        """If the cluster refuses a dead letter, its offset is not committed, and later messages are delivered."""
+        """If the cluster refuses a dead letter, its message's offset is not committed; later messages are delivered."""
         await publish_kafka(kafka, topic, junk(50), *numbered(2))
         kafka.fail(PRODUCE, REFUSED, 4)
         async with relaying(on_kafka(kafka, topic)) as (relay, emulator):
@@ -507,7 +507,7 @@ class TestKafka:
         await source.aclose()
 
     async def test_topic_that_was_wiped(self, kafka: KafkaServer, topic: str) -> None:
-        """If a topic is created again, the committed offset is gone, and its partition is read from the beginning."""
+        """If a topic is created again, its committed offset is gone, and its partition is read from the beginning."""
         await publish_kafka(kafka, topic, *numbered(5))
         source = on_kafka(kafka, topic)
         await source.open()

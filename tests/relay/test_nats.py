@@ -124,7 +124,7 @@ async def fetch_for_ever(source: NatsSource) -> None:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until `condition()` is true; raise `TimeoutError` after 60 seconds."""
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - it is another task's, or another process's
+        while not condition():  # noqa: ASYNC110 - the condition depends on another task or process
             await asyncio.sleep(0.005)
 
 
@@ -482,7 +482,7 @@ class TestSettings:
         ],
     )
     def test_from_url(self, url: str, shown: str) -> None:
-        """An address sets all options, and the repr does not show the password."""
+        """An address sets all options of the source, and the source's `repr` does not show the password."""
         assert repr(NatsSource.from_url(url, name="pod-1")) == shown
 
     def test_account(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -423,7 +423,7 @@ async def relay_through(server: RedisServer, disturb: Any, *, lease: float = 2.0
         await until(lambda: not relay.stats().in_hand and not relay.stats().unsettled)
         # Messages that another relay has fetched and not settled are delivered when their lease is over.
         async with asyncio.timeout(30):
-            while (lag := await relay.lag()) != Lag(waiting=0, pending=0):  # noqa: ASYNC110 - a broker calls nobody
+            while (lag := await relay.lag()) != Lag(waiting=0, pending=0):  # noqa: ASYNC110 - brokers have no event
                 await asyncio.sleep(0.02)
         relay.stop()
         assert await running
@@ -452,7 +452,7 @@ def products(emulator: Any) -> Counter[int]:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until `condition()` is true; raise `TimeoutError` after 60 seconds."""
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - of another process
+        while not condition():  # noqa: ASYNC110 - the condition depends on another process
             await asyncio.sleep(0.02)
 
 

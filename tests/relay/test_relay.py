@@ -255,7 +255,7 @@ def test_too_old_is_a_dead_letter() -> None:
 
 
 def test_the_time_of_publication() -> None:
-    """If an event has no timestamp, it gets the time of its publication; otherwise its timestamp is unchanged."""
+    """If an event has no timestamp, its message's time of publication is used; otherwise its timestamp is unchanged."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -435,7 +435,7 @@ def test_a_retry_with_nothing_in_flight() -> None:
 
 @pytest.mark.endurance
 def test_a_stalled_api_and_two_relays() -> None:
-    """If the API stalls for many leases, no relay gets messages that the other relay has fetched; each is sent once."""
+    """If the API stalls for many leases, no relay gets messages that the other has fetched; each event is sent once."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=lambda request: NO_CONNECTION if 1.0 <= request.at < 400.0 else OK)
@@ -469,7 +469,7 @@ def test_order_amid_faults() -> None:
     run(test())
 
 
-# --- bounds ---
+# --- limits on what the relay holds ---
 
 
 def test_the_window_in_bytes() -> None:
@@ -555,7 +555,7 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
     run(test())
 
 
-# --- the end ---
+# --- stopping the relay ---
 
 
 def test_the_end_waits_for_what_was_fetched() -> None:
@@ -1004,14 +1004,14 @@ def test_cancelled_in_any_turn(turn: int) -> None:
         assert await other.stop()
         assert await other.left() == Lag(waiting=0, pending=0)
         assert {letter.body for letter in await other.source.list_dead(10)} == {JUNK, *envelopes(range(13, 14))}
-        # Two requests of ten events may have been in flight.
+        # Events that were in flight when the relay was cancelled may have been recorded twice.
         assert len(transport.recorded_numbers) - 59 <= 80
 
     run(test())
 
 
 def test_cancelled_while_it_ends() -> None:
-    """If a relay is cancelled during the grace time, it ends at once, and settles the messages with an outcome."""
+    """If a relay is cancelled during the grace time, it ends at once, after settling all messages with an outcome."""
 
     async def test() -> None:
         transport = ScriptedTransport(OK, then=PARKED)

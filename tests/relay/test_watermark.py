@@ -33,7 +33,7 @@ def test_commits_up_to_the_lowest_unsettled(start: int, gaps: list[int], data: s
 
 @given(count=st.integers(1, 30), data=st.data())
 def test_whatever_is_read_again_covers_what_was_not_settled(count: int, data: st.DataObject) -> None:
-    """If a reader starts at an earlier watermark, it reads all messages that were unsettled when it was taken."""
+    """If a reader starts at an earlier watermark, it reads all messages that were unsettled at the watermark's time."""
     watermark = Watermark(0)
     for offset in range(count):
         watermark.hand_out(offset)
@@ -86,7 +86,7 @@ def test_what_is_settled_above_is_not_handed_out_again(count: int, data: st.Data
 
 
 def test_a_note_is_never_too_long() -> None:
-    """If the note of settled messages would be too long for brokers, it omits the highest ones; they are read again."""
+    """If the note of settled messages would be too long for brokers, the highest ones are omitted and read again."""
     watermark = Watermark(0)
     for offset in range(10_000):
         watermark.hand_out(offset)
@@ -110,7 +110,7 @@ def test_foreign_notes_say_nothing_or_are_read(note: str) -> None:
 
 
 def test_what_is_left_out_is_committed() -> None:
-    """If the note says that messages are settled, they are left out, and the higher watermark has to be committed."""
+    """Messages that the note lists as settled are not read again, and the higher watermark has to be committed."""
     watermark = Watermark(0, "settled above: 1 3")
     assert [watermark.hand_out(offset) for offset in range(4)] == [True, False, False, False]
     before = watermark.changes
