@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _EVENTS = 600_000
 _BAD = 60
-"""Number of events that the API refuses, and also the number of messages that are no events."""
+"""The number of events that the API refuses, and also the number of messages that are not events."""
 
 _KILLS = 6
 _VISITORS = 5_000

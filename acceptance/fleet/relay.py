@@ -39,7 +39,7 @@ _SENDERS = 4
 
 
 def envelopes(count: int) -> list[bytes]:
-    """Return encoded events of many visitors; the product of event number n is n."""
+    """Return `count` encoded events of many visitors; the product of event number n is n."""
     codec = Codec()
     mark = sink.MARK.decode()
     return [

@@ -9,7 +9,7 @@ It runs on Linux only, because it reads memory and descriptors from `/proc`. The
 
 - Every event has one outcome, and the client's counters agree with the outcomes.
 - Every event that is reported as delivered was recorded. No event that is reported as not recorded was recorded.
-- Only poison events were rejected.
+- Only poison events were rejected, that is, events that the server refuses on purpose.
 - No order was recorded twice. If another event was recorded twice, its outcome says that this may have happened.
 - Memory, descriptors and tasks do not grow from the second to the last fifth of the time.
 

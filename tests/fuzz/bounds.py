@@ -108,7 +108,10 @@ def _bytes(door: Callable[[bytes], object], data: bytes) -> int:
 
 
 def complaints(name: str, case: str, size: int) -> list[str]:
-    """Measure a door on a case of `size` bytes and of `size / 4` bytes; return a message for each exceeded bound."""
+    """Measure the door `name` (a function that reads data from outside) on two sizes of a case.
+
+    The sizes are `size` and a quarter of it, in bytes. Return a message for each exceeded bound.
+    """
     allowed, door = DOORS[name]
     small, large = LARGE[case](size // 4), LARGE[case](size)
     briefly, long = _seconds(door, small), _seconds(door, large)
@@ -124,7 +127,10 @@ def complaints(name: str, case: str, size: int) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure all doors on all cases, print a line for each exceeded bound, and return the exit status."""
+    """Measure all doors (functions that read data from outside) on all cases; print a line for each exceeded bound.
+
+    Return the exit status: 1 if a bound is exceeded.
+    """
     size = int(float(arguments[0]) * 1e6) if arguments else 10_000_000
     told = [each for name in DOORS for case in LARGE for each in complaints(name, case, size)]
     print("\n".join([*told, f"{len(DOORS)} doors, {len(LARGE)} cases of {size:,} bytes: {len(told)} too much"]))  # noqa: T201

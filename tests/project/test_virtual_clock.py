@@ -1,4 +1,4 @@
-"""Tests of the fixture `virtual_clock`: each test has its own loop with virtual time, whose faults fail the test."""
+"""Tests of the fixture `virtual_clock`: each test gets its own loop with virtual time; its errors fail the test."""
 
 from __future__ import annotations
 

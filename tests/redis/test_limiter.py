@@ -297,7 +297,7 @@ async def test_a_blocked_loop_overfills_no_window(redis: Redis) -> None:
 
 
 async def test_a_cancelled_waiter_leaves_its_reservation_to_the_next(redis: Redis) -> None:
-    """If a waiter is cancelled, the next waiter gets its reservation."""
+    """If a waiter is cancelled, the next waiter gets the time that was reserved for it in Redis."""
     limit = RateLimit(requests=4, per=1.2, burst=1)
     limiter = RedisLimiter(redis, limit)
     await take(limiter)
@@ -315,7 +315,7 @@ async def test_a_cancelled_waiter_leaves_its_reservation_to_the_next(redis: Redi
 
 
 async def test_a_reservation_that_nobody_uses_is_returned(redis: Redis) -> None:
-    """If a reservation is not used in time, it is returned and does not delay the next reservation."""
+    """If a time that was reserved in Redis is not used, it is returned, and does not delay the next reservation."""
     limit = RateLimit(requests=4, per=8.0, burst=1)
     limiter = RedisLimiter(redis, limit)
     await take(limiter)

@@ -265,7 +265,7 @@ def clients(mine: httpx.AsyncClient) -> list[AsyncTrackingClient]:
 
 
 def policies() -> list[Buffer | RetryPolicy]:
-    """Use every value of those policy fields that have several possible values."""
+    """Use every allowed value of each setting that has several allowed values."""
     assert_type(DEFAULT_RANKING, Mapping[str, int])
     return [
         Buffer(overflow="wait", max_age=None),
