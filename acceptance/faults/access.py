@@ -88,7 +88,7 @@ async def never_repaired(testbed: Testbed, status: int) -> None:
 
 @scenario("close-while-halted")
 async def closed(testbed: Testbed) -> None:
-    """If a client is closed while sending is halted, it sends one last probe, does not wait, and reports the error."""
+    """If a client closes while sending is halted, it sends one last request, does not wait, and reports the error."""
     await testbed.behave(key=_NEW_KEY)
     testbed.open()
     await testbed.stream(1.0, 500)

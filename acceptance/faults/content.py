@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _search(culprits: int, batch: int) -> int:
-    """Return the greatest allowed number of requests for finding `culprits` refused events in one batch."""
+    """Return how many requests are allowed at most for finding `culprits` refused events among `batch` events."""
     return 2 * culprits * math.ceil(math.log2(batch)) + 1
 
 
