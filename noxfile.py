@@ -240,7 +240,7 @@ def wheel(session: nox.Session) -> None:
     session.run("uv", "build", "--out-dir", str(tmp), silent=True)
     [sdist], [built] = tmp.glob("*.tar.gz"), tmp.glob("*.whl")
     with tarfile.open(sdist) as archive:
-        # Python before 3.11.4 has no filters. The archive needs none, because it was built above.
+        # Python before 3.11.4 has no extraction filters. The archive is safe without a filter, as it was built above.
         archive.extractall(tmp, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # noqa: S202
     tree = tmp / sdist.name.removesuffix(".tar.gz")
     # The sources are moved away, so that the tests can only import the installed wheel.

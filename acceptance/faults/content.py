@@ -20,7 +20,7 @@ def _search(culprits: int, batch: int) -> int:
 @scenario("poison-5", number=5)
 @scenario("poison-1", number=1)
 async def poison(testbed: Testbed, number: int) -> None:
-    """If the API refuses an event, the event is found and rejected, and all others of its batch are delivered."""
+    """If the API refuses an event, the event is found and rejected, and the other events of its batch are delivered."""
     client = testbed.open()
     await testbed.stream(2.0, 1000, poison=number)
     await testbed.close()

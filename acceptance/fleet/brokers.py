@@ -101,7 +101,7 @@ class _Nats:
 
         from retailrocket_async.relay import NatsSubject  # noqa: PLC0415
 
-        # This creates the same stream as a relay would; the relay creates its consumer.
+        # This creates the stream in the same way as a relay does, so that events can be published before a relay runs.
         connection: Any = await nats.connect(self._server)
         await connection.jetstream().add_stream(name="events", subjects=["events"], retention="workqueue")
         await connection.close()

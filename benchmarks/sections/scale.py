@@ -198,7 +198,7 @@ def _caller_counts() -> list[tuple[int, bool]]:
 
 
 def _waiting(callers: int, *, shared: bool) -> str:
-    # Ten thousand callers that share ten thousand receipts await one each: both rows are the same measurement.
+    # Ten thousand callers that share ten thousand receipts await one receipt each, so this measurement is in both rows.
     return f"{callers} callers, {_WAITED_FOR // callers if shared else 1} each"
 
 

@@ -134,7 +134,7 @@ def test_bad_line_keeps_its_bytes() -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("first", [VIEW, HEADER + b"\n1430622120563,7,view,1,"])
 def test_editors_habits(mark: bytes, end: bytes, first: bytes) -> None:
-    """If the input has a byte order mark, blank lines, CR LF or no last line break, the events are the same."""
+    """If the input has a byte order mark, blank lines, CR LF or no last line break, the same events are found."""
     lines = [*first.split(b"\n"), b"", b"  \t", VIEW]
 
     assert [Event, Event] == [Event for found in found_in(mark + end.join(lines)) if isinstance(found, Event)]
@@ -203,7 +203,7 @@ def test_endless_last_line() -> None:
 @PROPERTY
 @given(data=st.binary(max_size=300), cuts=st.lists(st.integers(0, 300), max_size=5))
 def test_pieces_do_not_matter(data: bytes, cuts: list[int]) -> None:
-    """In whatever pieces an input arrives, its lines are the same, and no error is raised."""
+    """In whatever pieces an input arrives, the same events and bad lines are found, and no error is raised."""
     bounds = [0, *sorted(cuts), len(data)]
     pieces = [data[begin:end] for begin, end in itertools.pairwise(bounds)]
 

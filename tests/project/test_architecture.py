@@ -86,7 +86,7 @@ def upward(module: str, source: str) -> set[str]:
 
 
 def test_the_order_is_complete() -> None:
-    """`ORDER` contains all packages and modules of the core, and nothing else."""
+    """`ORDER` lists all packages and modules of the core, and no other ones."""
     assert set(ORDER) == {part_of(name) for name in CORE}
 
 

@@ -355,7 +355,7 @@ async def test_cancelling_at_any_await_harms_nobody(redis: Redis, turns: int) ->
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_without_waiters_no_command_goes_on(redis: Redis, turns: int) -> None:
-    """If the last waiter is cancelled, no command keeps running, and the client can be closed; new waiters work."""
+    """If the last waiter is cancelled, no command keeps running, and the client can be closed; later calls work."""
     limiter = RedisLimiter(redis)
     waiter = asyncio.create_task(limiter.acquire())
     for _ in range(turns):

@@ -163,7 +163,7 @@ class TestPartitions:
         assert len({message.id.partition(":")[0] for message in found}) == 4
 
     async def test_another_relay_comes(self, server: KafkaServer, wide: str) -> None:
-        """If a second relay joins, it reads the partitions that it takes over, and the first relay reads the others.
+        """If a second relay joins, it reads the partitions that it takes over; the first relay keeps the other ones.
 
         The unsettled messages of a partition that the first relay loses are settled by the second relay, and only the
         second relay stores their dead letters.

@@ -382,7 +382,7 @@ class TestJetStream:
         await other.aclose()
 
     async def test_window_of_the_consumer(self, server: NatsServer, stream: str) -> None:
-        """At most `max_ack_pending` unsettled messages are fetched; the others follow when messages are settled."""
+        """At most `max_ack_pending` unsettled messages are fetched; further messages follow when these are settled."""
         source = NatsSource(server.url, stream, ack_wait=60, max_ack_pending=10)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:

@@ -132,7 +132,7 @@ class Scene:
             await asyncio.sleep(0.01)
 
     async def until_delivered_besides(self, count: int, unsettled: int) -> None:
-        """Wait until `count` messages are delivered and settled, and exactly `unsettled` others are not settled."""
+        """Wait until `count` messages are delivered and settled, and exactly `unsettled` other ones are not settled."""
         stats = self.relay.stats
         await self.until(lambda: stats().delivered >= count and stats().unsettled == unsettled)
 
@@ -177,7 +177,7 @@ def test_delivers_and_acknowledges() -> None:
     ],
 )
 def test_no_event_is_a_dead_letter(body: bytes, reason: str) -> None:
-    """If a message is no valid event, it becomes a dead letter with a one-line reason; all others are delivered."""
+    """If a message is no valid event, it becomes a dead letter with a one-line reason; other messages are delivered."""
 
     async def test() -> None:
         scene = Scene(ScriptedTransport()).start()
@@ -473,7 +473,7 @@ def test_order_amid_faults() -> None:
 
 
 def test_the_window_in_bytes() -> None:
-    """The messages that the relay holds exceed `window_bytes` by at most the size of one fetch."""
+    """The relay's unsettled messages have at most `window_bytes` bytes, plus the bytes of one fetch."""
 
     async def test() -> None:
         large = [
