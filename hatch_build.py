@@ -1,4 +1,4 @@
-"""Makes the description on PyPI of the README: its links to files of the repository become absolute."""
+"""Makes the package's description on PyPI from README.md: links to files of the repository become absolute."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ RELATIVE_LINK = re.compile(r"\]\((?!\w+:|#)([^)\s]+)\)")
 
 
 class Description(MetadataHookInterface):
-    """Fills the field `readme`; the address of the repository is `project.urls.Source`."""
+    """Sets the field `readme` of the package's metadata; `project.urls.Source` is the address of the repository."""
 
     def update(self, metadata: dict[str, Any]) -> None:
-        """Link to the files as they are in the release that is built."""
+        """Set `readme` to the text of README.md, whose links lead to the files of the release that is built."""
         files = f"{metadata['urls']['Source']}/blob/v{metadata['version']}/"
         text = Path(self.root, "README.md").read_text("utf-8")
         metadata["readme"] = {

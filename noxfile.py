@@ -96,7 +96,7 @@ def tests_of(session: nox.Session, name: str) -> list[str]:
 
 
 def compile_tests(session: nox.Session, *chosen: str) -> None:
-    """Compile the tests by collecting them in one process, so that the five processes need not compile them again.
+    """Compile the test modules by collecting the tests in one process, so that five processes need not do it.
 
     Args:
         session: the nox session; if it has arguments, nothing is compiled.
@@ -135,9 +135,9 @@ def runs(python: Path, version: str) -> bool:
 
 
 def newest_other_python() -> str | None:
-    """Return the newest other Python that the package supports, found on the path or under a pyenv root.
+    """Return the newest Python that the package supports, except the version that runs nox.
 
-    Return None if there is only the Python that runs nox.
+    The path and the root of pyenv are searched. Return None if no other version is found.
     """
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     for version in reversed(nox.project.python_versions(PROJECT)):
@@ -207,7 +207,7 @@ def typing(session: nox.Session) -> None:
     """Check the types of the package, and of files that use all of its public names, with strict mypy and pyright."""
     session.install("-e", f".{EXTRAS}", *group("typing"))
     mypy = ("mypy", "retailrocket_async", "pytest_retailrocket_async.py", "examples", "tests/typing")
-    # Both run at the same time, because each of them uses one core. Their output is printed only if they fail.
+    # mypy and pyright run at the same time, because each uses one core. Their output is printed only if they fail.
     with ThreadPoolExecutor() as both:
         for judged in [both.submit(session.run, *judge, silent=True) for judge in (mypy, ("pyright",))]:
             session.log(str(judged.result()).strip().splitlines()[-1])
@@ -240,14 +240,14 @@ def wheel(session: nox.Session) -> None:
     session.run("uv", "build", "--out-dir", str(tmp), silent=True)
     [sdist], [built] = tmp.glob("*.tar.gz"), tmp.glob("*.whl")
     with tarfile.open(sdist) as archive:
-        # Python before 3.11.4 has no filters. The archive needs none, because it was built above.
+        # Python before 3.11.4 has no extraction filters. The archive is safe without a filter, as it was built above.
         archive.extractall(tmp, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # noqa: S202
     tree = tmp / sdist.name.removesuffix(".tar.gz")
     # The sources are moved away, so that the tests can only import the installed wheel.
     (tree / "retailrocket_async").rename(tmp / "sources")
     (tree / "pytest_retailrocket_async.py").unlink()
     wanted = (f"retailrocket-async{EXTRAS} @ {built.as_uri()}", *group("test"))
-    # The `tests` session uses the newest versions, so this session uses the lower bounds.
+    # The `tests` session uses the newest versions of the dependencies, so this session uses their lower bounds.
     constraint = ("--constraint", str(pins))
     dry = ("uv", "pip", "install", "--dry-run", "--only-binary", ":all:")
     if "Wheels are required for" in str(session.run(*dry, *wanted, *constraint, silent=True, success_codes=[0, 1, 2])):

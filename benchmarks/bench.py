@@ -78,7 +78,10 @@ def as_json(sections: Iterable[Section], machine: Machine, effort: Effort) -> st
 
 
 def from_json(texts: Sequence[str]) -> tuple[list[Section], Machine]:
-    """Return the sections of several runs, of those with the same name the last, and the machine of the last run."""
+    """Return the sections of several runs, and the machine of the last run.
+
+    If several runs have a section of the same name, the section of the last of these runs is returned.
+    """
     runs = [json.loads(text) for text in texts]
     found = {section["name"]: _section(section) for run in runs for section in run["sections"]}
     return sorted(found.values(), key=lambda section: SECTIONS.index(section.name)), Machine(**runs[-1]["machine"])

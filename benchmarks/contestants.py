@@ -1,9 +1,9 @@
-"""The clients that are compared: the least possible code, ours used in three ways, peer libraries, code by hand.
+"""The compared clients: the least possible code, our client used in three ways, other libraries, and code by hand.
 
 Each contestant is a function that runs in a process of its own (`benchmarks.support.child_process`). It first sends
 some events to warm up imports, caches and the connection. Then it sends the number of events asked for, and returns
-their cost. All events have the same content, a view of a product page, made anew for each event; peers add their own
-fields.
+their cost. All events have the same content, a view of a product page, made anew for each event; other libraries add
+their own fields.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _figures(meter: CostMeter, events: int, *, at_caller: float | None = None) -
     }
 
 
-# --- floor and hand-written -------------------------------------------------------------------------------------------
+# --- the least possible code, and code by hand ------------------------------------------------------------------------
 
 
 def _envelopes(count: int) -> Iterator[dict[str, Any]]:
@@ -73,7 +73,7 @@ async def floor(port: int, events: int, cap: int = BATCH) -> Figures:
 
 
 async def bare_events(port: int, events: int, pause: float = 0.0) -> Figures:
-    """Process events one by one with the least work: unchecked attrs objects, encoded, stored in a list, posted by 500.
+    """Process events one by one with the least work: unchecked attrs objects, encoded, posted in lists of 500.
 
     There is no limit, no retry, no bound and no outcome. If `pause` is above 0, it is the wait in seconds after each
     batch, and the posts run concurrently in tasks.
@@ -131,7 +131,7 @@ async def bare_events(port: int, events: int, pause: float = 0.0) -> Figures:
 
 
 async def httpx_by_hand(port: int, events: int) -> Figures:
-    """Post each event with httpx in a request of its own, as people write it."""
+    """Post each event with httpx in a request of its own, as developers often write it by hand."""
     import httpx
 
     url = f"http://127.0.0.1:{port}/1.0/view"
@@ -149,7 +149,7 @@ async def httpx_by_hand(port: int, events: int) -> Figures:
 
 
 async def aiohttp_by_hand(port: int, events: int) -> Figures:
-    """Post each event with aiohttp in a request of its own, as people write it."""
+    """Post each event with aiohttp in a request of its own, as developers often write it by hand."""
     import aiohttp
 
     url = f"http://127.0.0.1:{port}/1.0/view"
@@ -167,11 +167,11 @@ async def aiohttp_by_hand(port: int, events: int) -> Figures:
     return _figures(meter, events)
 
 
-# --- ours -------------------------------------------------------------------------------------------------------------
+# --- our client -------------------------------------------------------------------------------------------------------
 
 
 def client_of(port: int, **options: Any) -> Any:
-    """Return our client with its limit lifted."""
+    """Return our client, with a request limit that is too high to slow it down."""
     from retailrocket_async import AsyncTrackingClient, RateLimit
 
     options.setdefault("rate_limit", RateLimit(requests=LIFTED))
@@ -184,7 +184,7 @@ def _checked(client: Any) -> None:
 
 
 async def ours_by_track(port: int, events: int, cap: int = BATCH, **options: Any) -> Figures:
-    """Call `await client.track(View(...))` for each event, then `flush`; in batches of `cap`."""
+    """Call `await client.track(View(...))` for each event, then `flush`; the client sends batches of `cap` events."""
     from retailrocket_async import Batching, View
 
     async with client_of(port, batching=Batching(max_events=cap), **options) as client:
@@ -244,11 +244,11 @@ async def ours_with_receipts(port: int, events: int) -> Figures:
     return _figures(meter, events)
 
 
-# --- peers ------------------------------------------------------------------------------------------------------------
+# --- libraries of other services --------------------------------------------------------------------------------------
 
 
 def _peer(track: Callable[[str, int], object], flush: Callable[[], object], events: int) -> Figures:
-    """Measure a peer that sends from its own threads; flush it before its queue is full, so no event is dropped."""
+    """Measure a library that sends from its own threads; flush its queue before the queue is full and drops events."""
     for number in range(WARM_UP):
         track(VISITORS[number % 1000], number)
     flush()
@@ -267,7 +267,7 @@ _PEER_QUEUE = 20_000
 
 
 def segment(port: int, events: int) -> Figures:
-    """Segment's analytics-python: batches of 500."""
+    """Send with Segment's analytics-python, in batches of 500."""
     from segment.analytics import Client
 
     client = Client("k", host=f"http://127.0.0.1:{port}", max_queue_size=_PEER_QUEUE, upload_size=BATCH)
@@ -275,7 +275,7 @@ def segment(port: int, events: int) -> Figures:
 
 
 def rudderstack(port: int, events: int) -> Figures:
-    """RudderStack's Python SDK: batches of 500."""
+    """Send with RudderStack's Python SDK, in batches of 500."""
     from rudderstack.analytics.client import Client
 
     client = Client("k", host=f"http://127.0.0.1:{port}", max_queue_size=_PEER_QUEUE, upload_size=BATCH, gzip=False)
@@ -283,7 +283,7 @@ def rudderstack(port: int, events: int) -> Figures:
 
 
 def posthog(port: int, events: int) -> Figures:
-    """PostHog's Python SDK: batches of 500."""
+    """Send with PostHog's Python SDK, in batches of 500."""
     from posthog import Posthog
 
     client = Posthog(
@@ -297,7 +297,7 @@ def posthog(port: int, events: int) -> Figures:
 
 
 async def posthog_async(port: int, events: int) -> Figures:
-    """PostHog's asyncio client: batches of 500."""
+    """Send with PostHog's asyncio client, in batches of 500."""
     from posthog import AsyncPosthog
 
     client = AsyncPosthog("k", host=f"http://127.0.0.1:{port}", flush_at=BATCH, max_queue_size=_PEER_QUEUE)
@@ -317,7 +317,7 @@ async def posthog_async(port: int, events: int) -> Figures:
 
 
 def amplitude(port: int, events: int) -> Figures:
-    """Amplitude's Python SDK: batches of 500."""
+    """Send with Amplitude's Python SDK, in batches of 500."""
     from amplitude import Amplitude, BaseEvent
 
     client = Amplitude("k")
@@ -340,7 +340,7 @@ def amplitude(port: int, events: int) -> Figures:
 
 
 def snowplow(port: int, events: int) -> Figures:
-    """Snowplow's Python tracker: its emitter with threads, batches of 500."""
+    """Send with Snowplow's Python tracker and its emitter with threads, in batches of 500."""
     from snowplow_tracker import AsyncEmitter, StructuredEvent, Subject, Tracker
 
     sent = 0
@@ -379,7 +379,7 @@ def snowplow(port: int, events: int) -> Figures:
 
 
 def mixpanel(port: int, events: int) -> Figures:
-    """Mixpanel's Python SDK: its buffered consumer, batches of 50, the most that it allows."""
+    """Send with Mixpanel's Python SDK and its buffered consumer, in batches of 50, the most that it allows."""
     from mixpanel import BufferedConsumer, Mixpanel
 
     consumer = BufferedConsumer(max_size=50, events_url=f"http://127.0.0.1:{port}/track", api_host="127.0.0.1")

@@ -1,7 +1,8 @@
-"""The steps of processing an event, each alone and beside its least possible cost; `micro` runs them under pyperf.
+"""Functions that measure single steps of processing an event, and for comparison the least code for the same step.
 
-`PARTS` names them. Each part is a function that takes a number of loops and returns the CPU seconds of all loops,
-without its setup. Parts that need a server find the port of a sink in the environment variable `PORT`.
+`PARTS` names these functions; the section `micro` runs them under pyperf. Each of them takes a number of loops and
+returns the CPU seconds of all loops, without its setup. Those that need a server find its port in the environment
+variable `PORT`; this server (`benchmarks.support.sink`) only counts events.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class _Unchecked:
 
 
 def _each(once: Callable[[], object]) -> Part:
-    """Return the part that calls `once` in each loop."""
+    """Return the part (see `PARTS`) that calls `once` in each loop."""
 
     def part(loops: int) -> float:
         every = range(loops)
@@ -81,7 +82,7 @@ def _encode() -> Part:
 
 
 class _Slotted:
-    """The smallest object with one attribute."""
+    """An object with one attribute and no dictionary, the smallest that Python has."""
 
     __slots__ = ("event_name",)
 
@@ -102,7 +103,7 @@ def _buffer_append(loops: int) -> float:
 
 
 async def _intake(loops: int) -> float:
-    """Accept events without a pause, so that no other task runs and nothing is sent meanwhile."""
+    """Accept events without a pause between them, so that no other task runs and nothing is sent meanwhile."""
     intake = _dispatcher(_PLENTY).intake
     return _each(lambda: intake.accept_nowait(_EVENT, _ENVELOPE))(loops)
 
@@ -126,11 +127,11 @@ class _Unlimited:
 class _Nowhere:
     """A transport that accepts everything without sending it."""
 
-    async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:  # noqa: ARG002 - as called
+    async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:  # noqa: ARG002 - protocol
         on_sent()
         return _ACCEPTED
 
-    async def renew_key(self, serial: int) -> tuple[bool, str | None]:  # noqa: ARG002 - as called
+    async def renew_key(self, serial: int) -> tuple[bool, str | None]:  # noqa: ARG002 - protocol
         return False, None
 
     async def aclose(self) -> None:
@@ -146,7 +147,7 @@ def _dispatcher(buffer: Buffer) -> Dispatcher:
 class _Skipping(selectors.DefaultSelector):
     """A selector that never waits; it adds the time that it should have waited to the loop's clock.
 
-    The loop of `tests.support.virtual_time` is not used here: its selector would cost more than the limiter.
+    The loop of `tests.support.virtual_time` is not used here, because its selector takes more time than the limiter.
     """
 
     skipped = 0.0
@@ -164,7 +165,7 @@ def _timeless_loop() -> asyncio.AbstractEventLoop:
 
 
 async def _awaited(once: Step, loops: int) -> float:
-    """Return the CPU seconds of awaiting `once` so many times; the first call is not counted."""
+    """Return the CPU seconds of awaiting `once()` `loops` times; one more call before that is not measured."""
     await once()
     every = range(loops)
     begun = time.process_time()
@@ -256,11 +257,11 @@ async def _bare_httpx(loops: int) -> float:
         return await _awaited(lambda: client.post(url, content=body, headers=headers), loops)
 
 
-# --- all of them ------------------------------------------------------------------------------------------------------
+# --- the table of all parts -------------------------------------------------------------------------------------------
 
 
 def _run(coroutine: Callable[[int], Any], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> Part:
-    """Return the part that runs `coroutine` in an event loop of its own."""
+    """Return the part (see `PARTS`) that runs `coroutine` in an event loop of its own."""
 
     def part(loops: int) -> float:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -309,7 +310,7 @@ PARTS: dict[str, dict[str, Part]] = {
         "the transport": _run(_transport),
     },
 }
-"""The parts by group; the first part of a group is the floor of the others."""
+"""The parts by group; the first part of a group is the least code for the same step as the others."""
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ _WARM_UP_PRODUCT = 10**9
 
 
 def client(port: int, *, lifted: bool = False, **options: Any) -> AsyncTrackingClient:
-    """Return our client for the server at `port`; if `lifted`, its limit is too high to slow it down."""
+    """Return our client for the server at `port`; if `lifted` is True, the request limit is too high to matter."""
     if lifted:
         options["rate_limit"] = RateLimit(requests=LIFTED)
     return AsyncTrackingClient("k", "p", base_url=f"http://127.0.0.1:{port}/1.0/", **options)

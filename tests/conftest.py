@@ -19,7 +19,8 @@ from tests.support.time_limit import TimeLimit
 from tests.support.virtual_time import CheckedLoop
 
 with suppress(ImportError):
-    # Windows has no module `pwd`. It needs none, because file permissions apply to every user there.
+    # Windows has no module `pwd`. The fixture `unprivileged` does not need it there, because on Windows file
+    # permissions apply to every user.
     import pwd
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Allow a test marked `leaves_connections` to leave unclosed objects, as its library is known to do.
+    """Allow a test marked `leaves_connections` to leave unclosed objects, because the library that it uses leaves some.
 
     In every other test a warning about an unclosed object is a failure.
     """
@@ -75,7 +76,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def collected(request: pytest.FixtureRequest) -> Generator[None]:
-    """Collect garbage after a test marked `leaves_connections`, before the next test begins."""
+    """Run the garbage collector after a test marked `leaves_connections`, before the next test begins."""
     yield
     if request.node.get_closest_marker("leaves_connections"):
         gc.collect()
@@ -100,7 +101,7 @@ async def virtual_clock() -> CheckedLoop:
 
 @pytest.fixture
 def unprivileged() -> Generator[Path]:
-    """Give up root's rights until the test ends; yield a directory of the user to whom the process then belongs."""
+    """Run the test as the user "nobody" instead of root; yield a directory that this user owns."""
     with tempfile.TemporaryDirectory() as directory:
         if os.name == "nt" or os.geteuid() != 0:
             yield Path(directory)

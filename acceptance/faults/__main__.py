@@ -4,10 +4,14 @@
 
     python -m acceptance.faults [--only NAME ...] [--list] [--json FILE]
 
-Every scenario must keep these promises. No event is lost, that is: not recorded, and not reported as undelivered. No
-event is recorded if its outcome excludes that, and none is recorded twice unless its outcome allows that. The client's
-counters, the receipts and the server agree. At most 50 requests arrive in any one second. In addition, each scenario
-has a promise of its own. The exit status is 1 if any promise is broken.
+Every scenario must keep these promises:
+
+- No event is lost: each event is recorded by the server, or the client reports that it was not delivered.
+- If an event's outcome says that the event was not recorded, or was recorded only once, this is true.
+- The client's counters, the receipts and the server agree.
+- At most 50 requests arrive in any one second.
+
+In addition, each scenario has one more promise, which `--list` prints. The exit status is 1 if any promise is broken.
 
 The columns count events, with these exceptions:
 
@@ -46,7 +50,7 @@ _COLUMNS = ("tracked", "recorded", "delivered", "rejected", "abandoned", "droppe
 
 
 async def run_scenario(scenario: Scenario) -> Row:
-    """Run one scenario; an exception that it raises counts as a broken promise."""
+    """Run one scenario. If it raises an exception, the exception is reported as a broken promise."""
     async with faulty_server.running(Conditions()) as server, LagMeter() as meter:
         testbed = Testbed(server, meter)
         try:
@@ -95,7 +99,8 @@ def main() -> int:
         for scenario in chosen:
             print(f"{scenario.name:<22} {scenario.promise}")
         return 0
-    # The table shows the failures; without a handler the log records would go to the standard error.
+    # The table shows the failures, so the client's log records are discarded. Without this handler they would be
+    # printed.
     logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
     print(f"{'scenario':<22} {' '.join(_COLUMNS)} worst   first settled   lag")
     rows = []

@@ -25,7 +25,7 @@ _IN_FLIGHT = Batching().max_in_flight
 @scenario("403-for-a-while", faults=(Fault(status=403),))
 @scenario("wrong-key-for-a-while", key=_NEW_KEY)
 async def repaired(testbed: Testbed, *, faults: tuple[Fault, ...] = (), **conditions: Any) -> None:
-    """If a key, permission or address is repaired in time, no event is lost, and few requests are made until then."""
+    """If a key, permission or address is repaired in time, no event is lost, and few requests are made before that."""
     states: list[str] = []
     client = testbed.open(on_state_change=lambda change: states.append(change.state))
     await testbed.stream(1.0, 500)
@@ -39,18 +39,18 @@ async def repaired(testbed: Testbed, *, faults: tuple[Fault, ...] = (), **condit
     stats = client.stats()
     testbed.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
     meanwhile = len(await testbed.arrivals(begun_at, testbed.repaired_at))
-    # One probe after 1 s is refused; the next one, 2 s later, succeeds.
+    # While sending is halted, only probes are sent. The probe after 1 s is refused; the next one, 2 s later, succeeds.
     testbed.expect(meanwhile <= _IN_FLIGHT + 1, f"{meanwhile} requests while nothing could be delivered")
     testbed.expect(states == ["halted", "sending"], f"the states were {states}")
 
 
 @scenario("403-repaired-late")
 async def repaired_late(testbed: Testbed) -> None:
-    """Events wait for the whole `max_halt`: a repair before its end is noticed before they are rejected."""
+    """If the repair comes before `max_halt` has passed, all events are delivered, also those that waited longest."""
     client = testbed.open(retry=RetryPolicy(max_halt=6.0))
     await testbed.behave(Fault(status=403))
     await testbed.stream(1.0, 500)
-    # The repair comes between the probes after 3 s and after 7 s.
+    # While sending is halted, probes are sent after 1, 3 and 7 s. The repair comes between the last two.
     await testbed.stream(3.0, 100)
     await testbed.repair()
     await testbed.stream(3.0, 100)
@@ -61,7 +61,7 @@ async def repaired_late(testbed: Testbed) -> None:
 
 @scenario("403-young-events")
 async def young(testbed: Testbed) -> None:
-    """Each event waits for its own `max_halt`; it is not rejected with an older event of its batch."""
+    """Each event is rejected only when it itself has waited for `max_halt`, not with the older events of its batch."""
     await testbed.behave(Fault(status=403))
     testbed.open(retry=RetryPolicy(max_halt=2.0))
     await testbed.stream(2.6, 100)
@@ -78,7 +78,7 @@ async def never_repaired(testbed: Testbed, status: int) -> None:
     await testbed.behave(Fault(status=status))
     client = testbed.open(retry=RetryPolicy(max_halt=2.0))
     await testbed.stream(1.0, 500)
-    # The probe after which they are rejected may be sent up to two seconds after `max_halt`.
+    # The events are rejected after a probe, which may be sent up to two seconds after `max_halt` has passed.
     await client.flush(6.0)
     await testbed.close()
     statuses = {outcome.status for outcome in testbed.outcomes() if isinstance(outcome, Rejected)}
@@ -88,7 +88,7 @@ async def never_repaired(testbed: Testbed, status: int) -> None:
 
 @scenario("close-while-halted")
 async def closed(testbed: Testbed) -> None:
-    """If a client is closed while sending is halted, it sends one last probe, does not wait, and reports the error."""
+    """If a client closes while sending is halted, it sends one last request, does not wait, and reports the error."""
     await testbed.behave(key=_NEW_KEY)
     testbed.open()
     await testbed.stream(1.0, 500)
@@ -121,7 +121,7 @@ class _Vault:
 @scenario("key-rotation-async", of=lambda vault: vault.fetch, late=0.0)
 @scenario("key-rotation-late", of=lambda vault: vault.read, late=2.0)
 async def rotation(testbed: Testbed, of: Callable[[_Vault], Callable[[], str | Awaitable[str]]], late: float) -> None:
-    """If the key changes during a run, no event is lost; the client takes the new key from the callable."""
+    """If the key changes during a run, no event is lost; the client gets the new key from the caller's function."""
     vault = _Vault()
     client = testbed.open(api_key=of(vault))
     await testbed.stream(1.0, 1000)

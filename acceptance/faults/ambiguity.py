@@ -45,20 +45,20 @@ async def _failing_at_times(testbed: Testbed, *faults: Fault) -> None:
 @scenario("reset-before", kind="reset", record=False)
 @scenario("idle-close", kind="idle_close", record=False)
 async def no_clear_answer(testbed: Testbed, kind: Kind, *, record: bool) -> None:
-    """If a connection fails, no event is lost, and the outcome of an event that is recorded twice says so."""
+    """If a connection fails, no event is lost, and if an event is recorded twice, its outcome says so."""
     await _failing_at_times(testbed, Fault(kind, record=record))
 
 
 @scenario("5xx-after", record=True)
 @scenario("5xx-before", record=False)
 async def server_error(testbed: Testbed, *, record: bool) -> None:
-    """If the server answers 5xx, no event is lost, and the outcome of an event that is recorded twice says so."""
+    """If the server answers 5xx, no event is lost, and if an event is recorded twice, its outcome says so."""
     await _failing_at_times(testbed, *(Fault(status=status, record=record) for status in (500, 502, 503, 504)))
 
 
 @scenario("4xx-to-retry")
 async def not_now(testbed: Testbed) -> None:
-    """If the server answers that the client should retry, no event is lost and none is duplicated."""
+    """If the server asks the client to retry (408, 425, 429), no event is lost and none is recorded twice."""
     await _failing_at_times(testbed, *(Fault(status=status) for status in (408, 425, 429)))
     duplicated = testbed.reconcile().duplicated
     testbed.expect(duplicated == 0, f"{duplicated} duplicated")
@@ -68,7 +68,7 @@ async def not_now(testbed: Testbed) -> None:
 @scenario("at-most-once-stall", fault=Fault("stall", record=True))
 @scenario("at-most-once-reset", fault=Fault("reset", record=True))
 async def at_most_once(testbed: Testbed, fault: Fault) -> None:
-    """Orders are recorded at most once, even if other events of their batch are sent again."""
+    """Orders are recorded at most once, even if the other events of their batch are sent again."""
     await testbed.behave(fault._replace(probability=_OFTEN))
     retry = RetryPolicy(initial_backoff=0.1, max_backoff=1.0, at_most_once=(Order,))
     client = testbed.open(batching=_STREAM, retry=retry)

@@ -26,7 +26,7 @@ _BLOCKED = 0.5
 
 @scenario("cancelled-sends")
 async def cancelled(testbed: Testbed) -> None:
-    """If sends are cancelled in flight, they are counted, and their permits and connections are free again."""
+    """If sends are cancelled in flight, each is counted, and its permit and connection can be used again."""
     client = testbed.open(batching=SMALL)
     await testbed.behave(Fault("stall", record=True))
     sends = [asyncio.create_task(testbed.send()) for _ in range(20)]
@@ -47,7 +47,7 @@ async def cancelled(testbed: Testbed) -> None:
 
 @scenario("threads")
 async def threads(testbed: Testbed) -> None:
-    """If eight threads track through a handle, they wait for room like callers of `track`, and no event is lost."""
+    """If eight threads track through a handle, they wait for room as callers of `track` do, and no event is lost."""
     client = testbed.open(batching=SMALL, buffer=Buffer(max_events=_SMALL_BUFFER))
     handle = client.threadsafe()
 

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def _search(culprits: int, batch: int) -> int:
-    """Return the greatest allowed number of requests for finding `culprits` refused events in one batch."""
+    """Return how many requests are allowed at most for finding `culprits` refused events among `batch` events."""
     return 2 * culprits * math.ceil(math.log2(batch)) + 1
 
 
 @scenario("poison-5", number=5)
 @scenario("poison-1", number=1)
 async def poison(testbed: Testbed, number: int) -> None:
-    """If the API refuses an event, the event is found and rejected, and all others of its batch are delivered."""
+    """If the API refuses an event, the event is found and rejected, and the other events of its batch are delivered."""
     client = testbed.open()
     await testbed.stream(2.0, 1000, poison=number)
     await testbed.close()
@@ -34,7 +34,7 @@ async def poison(testbed: Testbed, number: int) -> None:
 
 @scenario("poison-8-in-a-batch")
 async def poison_in_one_batch(testbed: Testbed) -> None:
-    """If one batch has eight refused events, all eight are found within the allowed number of requests."""
+    """If one batch has eight refused events, all eight are found with at most the allowed number of requests."""
     client = testbed.open(batching=Batching(max_events=500, linger=1.0))
     for position in range(500):
         await testbed.track(poison=position % 61 == 5 and position < 488)

@@ -59,7 +59,7 @@ async def throttled(testbed: Testbed) -> None:
     testbed.expect(stats.delivered == stats.tracked, f"{stats.tracked - stats.delivered} not delivered")
     requests = len(await testbed.arrivals(begun_at, testbed.repaired_at))
     testbed.expect(requests <= 24, f"{requests} requests were refused")
-    # The third pause lasts 4 s.
+    # The pauses last 1, 2 and 4 s, so the client may still pause for almost 4 s after the repair.
     testbed.expect_back_within(5.0)
 
 
@@ -68,7 +68,7 @@ async def throttled(testbed: Testbed) -> None:
 async def retry_after(testbed: Testbed, *, date: bool) -> None:
     """If the server sends ``Retry-After``, no request is made before that time."""
     seconds = 3
-    # A date has no fractions of seconds, so two seconds are added: the date must not be too early.
+    # A date has whole seconds only, so two seconds are added: the date must be at least `seconds` after the refusal.
     moment = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds + 2)
     header = format_datetime(moment, usegmt=True) if date else str(seconds)
     client = testbed.open()

@@ -75,7 +75,7 @@ async def close_without_answer(testbed: Testbed, *, stalled: bool) -> None:
 
 @scenario("close-overloaded")
 async def close_overloaded(testbed: Testbed) -> None:
-    """If a close has too little time, it sends events until its deadline and drops the others."""
+    """If a close has too little time, it sends events until its deadline and drops the events that are left."""
     testbed.open(batching=SMALL)
     await testbed.burst(20_000)
     begun_at = testbed.now()

@@ -15,7 +15,7 @@ _AnyRun = TypeVar("_AnyRun", bound=_Run)
 
 
 class Scenario(NamedTuple):
-    """A fault and the promise that the client keeps under it.
+    """A function that causes a fault, and the promise that the client must keep in spite of this fault.
 
     Attributes:
         name: the name of the scenario on the command line.

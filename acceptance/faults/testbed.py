@@ -29,7 +29,7 @@ _TICK = 0.01
 
 
 class Row(NamedTuple):
-    """One line of the table. Times are in seconds; a time is None if its moment does not occur in the scenario."""
+    """One line of the table. Times are in seconds; a time is None if the scenario has no such moment."""
 
     scenario: str
     tracked: int
@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
     @property
     def judged(self) -> bool:
-        """Whether `worst` is valid: not if the server's event loop was late, because it read the clock too late."""
+        """Whether `worst` is valid. If the server's event loop was late, the server's times of arrival are wrong."""
         return self.server_lag <= LIMIT.jitter
 
 
@@ -60,7 +60,7 @@ class Testbed:
     Attributes:
         server: controls the server's process.
         client: the client; set by `open`.
-        receipts: the receipt of each accepted event, by its number.
+        receipts: the receipt of each accepted event, by the number of the event.
         refused: the number of events that were not accepted because the buffer was full.
         repaired_at: the time at which the fault ended; None before that.
         lag: the longest delay of the event loop in seconds, until the client was closed.
@@ -132,7 +132,8 @@ class Testbed:
         except DeliveryError as error:
             outcome = error.outcome
         except asyncio.CancelledError:
-            # The caller of a cancelled `send` gets no outcome; this is the one that the delivery contract names.
+            # The caller of a cancelled `send` gets no outcome, so the outcome is stored that the delivery contract
+            # names.
             self._shop.settle(number, Abandoned(reason="cancelled", maybe_recorded=True))
             raise
         self._shop.settle(number, outcome)
@@ -143,7 +144,7 @@ class Testbed:
             await self.track(**event)
 
     async def stream(self, seconds: float, rate: int, *, poison: int = 0) -> None:
-        """Track `rate` events a second; `poison` of all events are ones for which the server refuses the batch."""
+        """Track `rate` events a second; `poison` of these events make the server refuse their whole batch."""
         start = self.now()
         total = int(seconds * rate)
         poisoned = {total * (2 * number + 1) // (2 * poison) for number in range(poison)}
@@ -160,8 +161,8 @@ class Testbed:
 
     # --- the check ---
 
-    def expect(self, kept: bool, violation: str) -> None:  # noqa: FBT001 - like an assertion
-        """Record a violation unless a promise of this scenario is kept."""
+    def expect(self, kept: bool, violation: str) -> None:  # noqa: FBT001 - read like an assertion
+        """Record that a promise of this scenario is broken, unless `kept` is True."""
         if not kept:
             self._violations.append(violation)
 
@@ -177,10 +178,11 @@ class Testbed:
             receipt.event_name for number, receipt in self.receipts.items() if counts[number : number + 1] > b"\x01"
         )
 
-    async def close(self, timeout: float = 30.0) -> CloseReport:  # noqa: ASYNC109 - the client's own
+    async def close(self, timeout: float = 30.0) -> CloseReport:  # noqa: ASYNC109 - passed to the client
         """Close the client, and store the outcomes of all events."""
         report = await self.client.aclose(timeout)
-        # The rest of this method blocks the loop. The client does not cause that lag, so it is not measured.
+        # The rest of this method blocks the event loop. This delay is not caused by the client, so `lag` is read
+        # before.
         self.lag = self._meter.worst
         for number, receipt in self.receipts.items():
             self._shop.settle(number, receipt.outcome)
@@ -225,7 +227,7 @@ class Testbed:
         return row
 
     def now(self) -> float:
-        """Return the time in seconds of the clock that the server uses as well."""
+        """Return the time in seconds, on the clock that the server's process uses, too."""
         return asyncio.get_running_loop().time()
 
     def _first_recorded(self, report: Report) -> float | None:

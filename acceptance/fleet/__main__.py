@@ -4,9 +4,9 @@
 
     python -m acceptance.fleet [--quick] [--only SECTION ...]
 
-It starts servers of its own on loopback, so `redis-server` and `nats-server` must be installed. Every section prints
-its tables when it is done. The last lines compare each figure with its demand; the exit status is 1 if a demand is
-missed.
+The command starts its own servers on loopback, so `redis-server` and `nats-server` must be installed. Every section
+prints its tables when it is done. The last lines compare each figure with its demand; the exit status is 1 if a demand
+is missed.
 """
 
 from __future__ import annotations

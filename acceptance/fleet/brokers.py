@@ -1,4 +1,4 @@
-"""The brokers for the relays: real servers on loopback; each ends with the `with` block that started it."""
+"""Brokers from which relays read: real servers on loopback; each ends with the `with` block that started it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Broker(Protocol):
     """A running broker with one stream of events.
 
     Attributes:
-        name: its name in tables.
-        url: the address of the relay's source.
-        pid: the id of its process.
-        repeated: the greatest number of messages delivered twice when a second relay joins and takes over unsettled
-            messages of the first.
+        name: the broker's name in tables.
+        url: the address from which a relay creates its source.
+        pid: the id of the broker's process.
+        repeated: how many messages may be delivered twice when a second relay joins and takes over unsettled messages
+            of the first relay.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Broker(Protocol):
     repeated: int
 
     def publishing(self) -> contextlib.AbstractAsyncContextManager[Publisher]:
-        """Return a context with a publisher for the stream; it belongs to the running event loop."""
+        """Return a context manager that yields a publisher for the stream, to be used in the running event loop."""
         ...
 
     def with_lease(self, seconds: float) -> str:
-        """Return the address of the source with this lease."""
+        """Return the address of the source, with this lease in seconds."""
         ...
 
 
@@ -79,7 +79,7 @@ class _Redis:
 
 @contextlib.contextmanager
 def redis() -> Iterator[Broker]:
-    """Run a redis-server that stores nothing on disk."""
+    """Run a redis-server that stores nothing on disk, while the block runs."""
     with RedisServer() as server:
         yield _Redis(server.url, server.pid)
 
@@ -91,7 +91,8 @@ class _Nats:
     def __init__(self, url: str, pid: int) -> None:
         self.pid = pid
         self._server = url
-        # After a kill, unsettled messages are fetched again after the lease; the default of 30 s would take long.
+        # The unsettled messages of a killed relay are fetched again when their lease is over; the default of 30 s would
+        # make the run longer.
         self.url = self.with_lease(10)
 
     @contextlib.asynccontextmanager
@@ -100,7 +101,7 @@ class _Nats:
 
         from retailrocket_async.relay import NatsSubject  # noqa: PLC0415
 
-        # This creates the same stream as a relay would; the relay creates its consumer.
+        # This creates the stream in the same way as a relay does, so that events can be published before a relay runs.
         connection: Any = await nats.connect(self._server)
         await connection.jetstream().add_stream(name="events", subjects=["events"], retention="workqueue")
         await connection.close()
@@ -113,7 +114,7 @@ class _Nats:
 
 @contextlib.contextmanager
 def nats() -> Iterator[Broker]:
-    """Run a nats-server with its store on disk."""
+    """Run a nats-server that stores its messages on disk, while the block runs."""
     with nats_server() as server:
         yield _Nats(server.url, server.process.pid)
 
@@ -141,9 +142,10 @@ class _Kafka:
 
 @contextlib.contextmanager
 def kafka() -> Iterator[Broker]:
-    """Run librdkafka's mock cluster.
+    """Run librdkafka's mock cluster while the block runs.
 
-    It has no disk and no replicas, and stores at most 5 MB of a partition, so its speed says nothing about Kafka.
+    The mock cluster has no disk and no replicas, and stores at most 5 MB of a partition, so its speed says nothing
+    about Kafka.
     """
     with kafka_server() as server:
         server.create_topic("events", 32)

@@ -1,7 +1,8 @@
 """Counts the events that are lost or sent twice if relays are killed, or if the API is down longer than the lease.
 
-The relays are processes of the command line, the brokers are real servers. Some of the events are refused by the API,
-and some messages are no events: these and no others must become dead letters.
+The lease is the time after which the broker gives a relay's unsettled messages to another relay. The relays are
+processes of the command `relay`, and the brokers are real servers. Some of the events are refused by the API, and some
+messages are not events: exactly these must become dead letters.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 _EVENTS = 600_000
 _BAD = 60
-"""Number of events that the API refuses, and also the number of messages that are no events."""
+"""The number of events that the API refuses, and also the number of messages that are not events."""
 
 _KILLS = 6
 _VISITORS = 5_000
@@ -131,7 +132,7 @@ class RelayProcess:
         return self._process.wait(60)
 
     def metrics(self) -> dict[str, float]:
-        """Return the relay's metrics by name and labels; empty while it does not listen."""
+        """Return the relay's metrics by name and labels; an empty dictionary while the relay does not serve them."""
         with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{self._port}/metrics", timeout=5) as answer:
             found = re.findall(r"^(\S+) (\S+)$", answer.read().decode(), re.MULTILINE)
             return {name: float(value) for name, value in found}
@@ -149,7 +150,7 @@ class RelayProcess:
 
 @contextlib.contextmanager
 def relays(*processes: RelayProcess) -> Iterator[None]:
-    """Run relays while the block runs."""
+    """Run these relays while the block runs, and kill them afterwards."""
     try:
         for process in processes:
             process.start()
@@ -163,7 +164,7 @@ def wait_until(condition: Any, description: str, step: float = 0.01) -> None:
     """Return when `condition()` is true; ask every `step` seconds.
 
     Raises:
-        AssertionError: it did not become true; the message has the description.
+        AssertionError: `condition()` did not become true in time; the message contains `description`.
     """
     end = time.monotonic() + _PATIENCE
     while not condition():
@@ -172,7 +173,7 @@ def wait_until(condition: Any, description: str, step: float = 0.01) -> None:
 
 
 def crash(broker_of: Any, *, events: int, bad: int, kills: int) -> dict[str, Any]:
-    """Kill a relay `kills` times while it works; return the figures of the run."""
+    """Kill a relay `kills` times while it works; return the counts and times of the run."""
     feed = Feed.of(events, bad)
     with broker_of() as broker, recording_server.running() as server:
         asyncio.run(brokers.publish(broker, feed.messages))
@@ -198,7 +199,7 @@ def crash(broker_of: Any, *, events: int, bad: int, kills: int) -> dict[str, Any
 
 
 def outage(broker_of: Any, *, events: int, bad: int, lease: float, down: float) -> dict[str, Any]:
-    """Let the API fail for `down` seconds while two relays work; return the figures of the run."""
+    """Let the API fail for `down` seconds while two relays work; return the counts and times of the run."""
     feed = Feed.of(events, bad)
     with broker_of() as broker, recording_server.running() as server:
         asyncio.run(brokers.publish(broker, feed.messages))
@@ -253,7 +254,7 @@ async def _dead_letters(url: str, most: int) -> list[bytes]:
 def run(effort: Effort) -> Section:
     """Kill relays, and let the API fail, with every broker."""
     crashes, outages = [], []
-    # Too many refused events in one batch would make the client reject the whole batch.
+    # A quick run has fewer bad messages, too: too many in one batch would make the client reject the whole batch.
     bad = effort.count(_BAD)
     for name, broker_of in BROKERS.items():
         report(f"crash: {name}, {_KILLS} kills")

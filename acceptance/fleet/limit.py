@@ -1,7 +1,8 @@
 """Checks that four processes with too many events keep one shared limit, also while Redis fails.
 
-The promise needs a quiet machine: the requests' ways to the server must not differ by more than `RateLimit.jitter`. If
-they do, the run is repeated, up to three runs in total; the last one counts in any case.
+The promise needs a quiet machine: the times that requests need to the server must not differ by more than
+`RateLimit.jitter`. If they differ more, the run is repeated, up to three runs in total. The third run is judged even if
+the machine was busy.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Event(NamedTuple):
     """A failure or a repair of Redis.
 
     Attributes:
-        at: the moment, as a share of the run's duration.
-        action: what is done to the server.
+        at: when it happens, as a fraction (0 to 1) of the run's duration.
+        action: the function that causes it.
     """
 
     at: float
@@ -61,11 +62,11 @@ class Run(NamedTuple):
         arrivals: the number of requests that the server counted.
         worst: the most requests in any one second.
         refused: the number of requests above the limit.
-        used: the used share of the limit, without the first and the last second.
-        least: the smallest number of requests of a process as a share of the largest.
+        used: the admitted requests as a fraction of the limit, without the first and the last second.
+        least: the requests of the process with the fewest, divided by those of the process with the most.
         commands: the commands that clients sent to Redis for each permit; None if Redis was restarted, which resets
             its counters.
-        spread: seconds by which the requests' ways to the server differed.
+        spread: seconds by which the times that requests needed to the server differed.
         last: the number of requests in the last second.
         records: the log of the process that logged most.
     """
@@ -94,7 +95,7 @@ def measure(
     replicas: int | None = None,
     seed: int = 0,
 ) -> Run:
-    """Let processes share a limit for `seconds` seconds, one process for each of `skews`."""
+    """Let processes share a limit for `seconds` seconds; `skews` has the error of each process's clock in seconds."""
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         server = stack.enter_context(exact_server.running(Conditions(LIMIT.requests, LIMIT.jitter * 0.8, 0.0, seed)))
@@ -163,13 +164,13 @@ def fail_over(redis: RedisServer) -> None:
 
 
 def flush_scripts(redis: RedisServer) -> None:
-    """Let Redis forget its scripts."""
+    """Let Redis forget its Lua scripts."""
     with Redis.from_url(redis.url) as client:
         client.script_flush()
 
 
 def freeze(redis: RedisServer) -> None:
-    """Stop Redis, with its connections open."""
+    """Stop Redis without closing its connections."""
     redis.freeze()
 
 
@@ -215,7 +216,7 @@ def run(effort: Effort) -> Section:
 
 
 def in_quiet(seconds: float, events: Sequence[Event] = (), *, skews: Sequence[float] = (0.0,) * REPLICAS) -> Run:
-    """Measure; repeat if the machine was too busy to judge the run, up to three runs in total."""
+    """Measure a run; repeat it if the machine was too busy to judge it, up to three runs in total."""
     for seed in range(_RUNS):
         measured = measure(seconds, events, skews=skews, seed=seed)
         report(f"limit: {measured}")
@@ -226,7 +227,8 @@ def in_quiet(seconds: float, events: Sequence[Event] = (), *, skews: Sequence[fl
 
 def _demands(name: str, measured: Run) -> list[Demand]:
     fails = "killed" in name or "frozen" in name or "failover" in name
-    # 4 % more are allowed while only some of the processes have noticed the failure.
+    # If Redis fails, 4 % more requests are allowed, because at first only some of the processes have noticed the
+    # failure.
     worst = LIMIT.requests * (1.04 if fails else 1.0)
     demands = [
         Demand(what=f"requests in the fullest second ({name})", figure=measured.worst, bound=worst),

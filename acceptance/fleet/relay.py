@@ -1,4 +1,4 @@
-"""Measures a relay's events per second and its cost per event; the stream is full, the server answers in 20 ms."""
+"""Measures a relay's events per second and its cost per event; the stream is full, and the server answers in 20 ms."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SENDERS = 4
 
 
 def envelopes(count: int) -> list[bytes]:
-    """Return envelopes of many visitors; the product of each envelope is its number."""
+    """Return `count` encoded events of many visitors; the product of event number n is n."""
     codec = Codec()
     mark = sink.MARK.decode()
     return [
@@ -134,7 +134,7 @@ def _row(figures: dict[str, Any], limit: str, name: str, count: int) -> tuple[An
 
 
 def _windows(effort: Effort) -> Table:
-    """Measure how large the window must be if answers take long, at a rate that a busy machine can reach."""
+    """Measure how large `window` (the unsettled messages) must be if answers are slow; the rate is moderate."""
     rows: list[tuple[Any, ...]] = []
     count = effort.count(_WINDOW_EVENTS)
     for latency in (0.1, 0.3):
@@ -177,7 +177,7 @@ def _measured(broker_of: Any, events: int, *, lifted: bool, function: str = "del
 
 
 async def deliver(url: str, port: int, events: int, *, rate: int, window: int = WINDOW) -> dict[str, Any]:
-    """Run a relay as the command does until it has settled all messages; return its figures after the warm-up."""
+    """Run a relay, as the command does, until all messages are settled; return its cost and rate after the warm-up."""
     settings = RelaySettings(source=url, name="relay", window=window)
     client = AsyncTrackingClient(
         "k",

@@ -1,7 +1,7 @@
 """One process of the run in `acceptance.fleet.limit`: it tracks more events than the limit allows until it is stopped.
 
-It records times of the monotonic clock, which all processes of the machine share, even if its event loop has a wrong
-clock.
+The process records times of the monotonic clock, which all processes of the machine share. The clock of its event loop
+may be wrong on purpose.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Result(NamedTuple):
     """The result of a process.
 
     Attributes:
-        sendings: the times of its requests, by their numbers.
-        records: the messages that were logged.
+        sendings: the times at which each request was granted and written, by the number of the request.
+        records: the messages that the process logged.
     """
 
     sendings: dict[int, Sending]
@@ -62,8 +62,8 @@ class Result(NamedTuple):
 def main(pipe: Pipe, demand: Demand) -> None:
     """Run one process.
 
-    It sends 0 when it is ready, begins on the next message, sends 0 when the first request leaves, ends on the next
-    message, and sends its `Result`.
+    It sends 0 through `pipe` when it is ready, and begins when it receives a message. It sends 0 again when its first
+    request gets its permit. It ends when it receives another message, and then sends its `Result`.
     """
     pipe.send(0)
     pipe.recv()

@@ -47,8 +47,8 @@ class Run(NamedTuple):
         pages: the number of pages that visitors got.
         replicas: the result of each replica.
         worst: the most requests that the emulator counted in any one second.
-        refused: the number of requests that it answered with 429.
-        recorded: the number of events that it accepted.
+        refused: the number of requests that the emulator answered with 429.
+        recorded: the number of events that the emulator accepted.
     """
 
     pages: int
@@ -59,18 +59,18 @@ class Run(NamedTuple):
 
     @property
     def delivered(self) -> int:
-        """The number of delivered events, as the replicas report it."""
+        """The number of delivered events, according to the replicas."""
         return sum(replica.delivered for replica in self.replicas)
 
     @property
     def least(self) -> float:
-        """The smallest number of requests of a replica as a share of the largest."""
+        """The requests of the replica with the fewest, divided by those of the replica with the most."""
         shares = [replica.requests for replica in self.replicas]
         return min(shares) / max(shares)
 
 
 def measure(seconds: float) -> Run:
-    """Let visitors request pages for `seconds` seconds; return the figures."""
+    """Let visitors request pages for `seconds` seconds; return the counts."""
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         emulator = stack.enter_context(emulator_process(Settings(limit=LIMIT, arrival_jitter=0.02, seed=0)))
@@ -95,7 +95,7 @@ def measure(seconds: float) -> Run:
 
 
 def visit(pipe: Pipe, load: Load) -> None:
-    """Request product pages; send the number of pages through `pipe`."""
+    """Request product pages; send 0 through `pipe` at the start, and the number of pages at the end."""
     pipe.send(0)
     pipe.send(asyncio.run(_visit(load)))
 
@@ -121,7 +121,7 @@ async def _visit(load: Load) -> int:
 
 
 def run(effort: Effort) -> Section:
-    """Measure the figures; a quick run takes a fifth of the time."""
+    """Measure a run of three replicas; a quick run takes a fifth of the time."""
     seconds = SECONDS / 5 if effort.quick else SECONDS
     measured = measure(seconds)
     report(f"shops: {measured}")

@@ -1,4 +1,4 @@
-"""Measures a spool: events a second, the duration of a call, and filling and delivering a backlog of millions."""
+"""Measures a spool (a queue on disk): events a second, the duration of a call, and filling and emptying it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def client_of(port: int, directory: str) -> AsyncTrackingClient:
 
 
 async def callers(port: int, directory: str, count: int) -> dict[str, Any]:
-    """Let 256 callers track as fast as they can; each waits until its event is on disk before the next."""
+    """Let 256 callers track as fast as they can; each waits until its event is on disk before it tracks another one."""
     async with client_of(port, directory) as client:
         given = list(events(CALLERS))
 
@@ -68,7 +68,7 @@ async def callers(port: int, directory: str, count: int) -> dict[str, Any]:
 
 
 async def paced(port: int, directory: str, seconds: float) -> dict[str, Any]:
-    """Track 5,000 events a second, one call each; measure the time of each call, and the event-loop lag."""
+    """Track 5,000 events a second, each in a call of its own; measure the time of each call, and the event-loop lag."""
     times: list[float] = []
     lags: list[float] = []
     async with client_of(port, directory) as client:
@@ -88,7 +88,7 @@ async def paced(port: int, directory: str, seconds: float) -> dict[str, Any]:
                 lags.append(loop.time() - due)
 
         cpu, began, tasks = time.process_time(), loop.time(), set[asyncio.Task[None]]()
-        # The first second is not measured: the first request loads the certificates.
+        # The first second is not measured, because the first request takes longer: it loads the TLS certificates.
         warm = began + _WARM_UP
         metering = asyncio.create_task(lag())
         count = int(PACE * (seconds + _WARM_UP))
@@ -112,7 +112,7 @@ async def paced(port: int, directory: str, seconds: float) -> dict[str, Any]:
 
 
 async def backlog(port: int, directory: str, count: int) -> dict[str, Any]:
-    """Fill a spool; another process holds its drain lock, so no event is sent."""
+    """Fill a spool; another process has the drain lock, without which this process must not send the events."""
     held = resident()
     async with client_of(port, directory) as client:
         began = time.perf_counter()
@@ -157,7 +157,7 @@ def _grouped(given: Iterator[Event], size: int) -> Iterator[list[Event]]:
 
 
 def run(effort: Effort) -> Section:
-    """Measure the rate, the paced calls and the backlog."""
+    """Measure the rate of many callers, the time of paced calls, and a backlog of many events."""
     with tempfile.TemporaryDirectory() as root, sink.running() as server:
         port = server.port
         accepting, both = [], []
@@ -270,13 +270,14 @@ def _section(  # noqa: PLR0913, PLR0917 - all figures of the section
 
 @contextlib.contextmanager
 def _drain_lock(directory: str) -> Iterator[None]:
-    """Hold the drain lock of a spool while the block runs, like a process that sends."""
+    """Hold the drain lock of a spool while the block runs, as a process that sends the spool's events does."""
     file = SqliteSpool(directory).file()
     file.open()
     over = threading.Event()
 
     def beat() -> None:
-        # Without this the process that fills the spool would take over the lease and deliver its events.
+        # The lease is renewed, because otherwise the process that fills the spool would take the lease over and send
+        # the events.
         while not over.wait(1.0):
             file.lease.renew()
 

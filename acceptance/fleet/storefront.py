@@ -40,9 +40,9 @@ class Result(NamedTuple):
     """The counters of a replica when it ends.
 
     Attributes:
-        tracked: the number of events that it tracked.
+        tracked: the number of events that the replica tracked.
         delivered: the number of events that were delivered.
-        requests: the number of its requests.
+        requests: the number of requests that the replica sent.
         refused: the number of requests that were answered with 429.
     """
 
@@ -53,7 +53,7 @@ class Result(NamedTuple):
 
 
 def main(pipe: Pipe, settings: Settings) -> None:
-    """Serve on a free port and send the port; on the next message close, and send the `Result`."""
+    """Serve on a free port, and send the port through `pipe`; when a message arrives, close and send the `Result`."""
     stats = asyncio.run(_serve(pipe, settings))
     refused = stats.requests_by_status.get(429, 0)
     pipe.send(Result(stats.tracked, stats.delivered, stats.requests, refused))

@@ -47,8 +47,8 @@ class Found:
         kills: the number of killed processes.
         accepted: the number of events whose `track_many` returned.
         delivered: the number of different events that the server recorded.
-        lost: the number of accepted events that it did not record.
-        repeated: the number of recordings beyond the first of each event.
+        lost: the number of accepted events that the server did not record.
+        repeated: the number of times that the server recorded an event again.
         unconfirmed: the number of recorded events whose process was killed before `track_many` returned.
         seconds: seconds from the last kill until the spool was empty.
         takeover: the longest time without a request, in seconds.
@@ -67,19 +67,19 @@ class Found:
 
     @property
     def allowed(self) -> int:
-        """The number of repetitions that the contract allows: the events in flight at each kill."""
+        """How often events may be recorded again, by the delivery contract: the events in flight at each kill."""
         return self.kills * BATCHING.max_events * BATCHING.max_in_flight
 
 
 def write(number: int, port: int, directory: str, notes_path: str, pace: int) -> None:
-    """Track events until killed, and write the numbers of accepted events to a file; with a pace of 0 only deliver."""
+    """Track events until killed, and write the numbers of accepted events to a file; if `pace` is 0, only deliver."""
 
     async def track() -> None:
         client = AsyncTrackingClient(
             "key", "shop", base_url=f"http://127.0.0.1:{port}/", spool=SqliteSpool(directory), batching=BATCHING
         )
         async with client:
-            # The writes are not flushed to disk: data in the system's cache survives the kill of this process.
+            # The writes are not flushed to disk, because data in the system's cache survives if this process is killed.
             notes = os.open(notes_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             loop = asyncio.get_running_loop()
             due, counter = loop.time(), number * _STEP
@@ -99,7 +99,7 @@ def write(number: int, port: int, directory: str, notes_path: str, pace: int) ->
 
 
 def torture(seconds: float, *, seed: int = 1, every: float = 0.5, pace: int = PACE) -> Found:
-    """Let processes share one spool, kill one of them every `every` seconds, and return the figures."""
+    """Let processes share one spool, kill one of them every `every` seconds, and return the counts and times."""
     dice = random.Random(seed)
     with tempfile.TemporaryDirectory() as root, sink.running(latency=0.02, bodies=True) as server:
         port = server.port

@@ -5,17 +5,17 @@
     python -m acceptance.limit [--seconds 30] [--repeat 1] [--limiter ours|bucket-only|all]
                                [--condition idle|blocked|busy|all] [--jitter 0.02] [--latency 0] [--json FILE]
 
-Our limiter must have no request refused and use 97 % of the limit, or 95 % if an answer takes 50 ms or longer. It must
-do so with an idle event loop, and with a loop that is blocked for 5 ms again and again. The exit status is 1 if it does
-not. A busy loop, and `AsyncLimiter` alone, are shown for comparison.
+With our limiter no request may be refused, and 97 % of the limit must be used, or 95 % if an answer takes 50 ms or
+longer. This must be true with an idle event loop, and with a loop that is blocked for 5 ms again and again; otherwise
+the exit status is 1. A busy loop, and `AsyncLimiter` alone, are measured for comparison only.
 
 The columns:
 
 - `requests` and `refused` count requests.
 - `worst` is the largest number of arrivals in any one second.
-- `used` is the rate of admitted requests as a share of the limit, without the first and the last second.
-- `spread` is the longest time from writing a request to its arrival, less the shortest time from its grant to its
-  arrival, in milliseconds. If it is above `RateLimit.jitter`, the machine was too busy for a verdict.
+- `used` is the rate of admitted requests as a percentage of the limit, without the first and the last second.
+- `spread` is the longest time from writing a request to its arrival, minus the shortest time from its permit to its
+  arrival, in milliseconds. If it is above `RateLimit.jitter`, the machine was too busy to judge the run.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ SENDERS = 8
 
 
 class BucketOnly:
-    """The limiter `AsyncLimiter` alone, as its documentation shows it."""
+    """A `Limiter` that uses only `AsyncLimiter` of the library aiolimiter, as aiolimiter's documentation shows it."""
 
     def __init__(self, max_rate: float, time_period: float) -> None:
         self._bucket = AsyncLimiter(max_rate, time_period)
 
     async def acquire(self) -> Permit | None:
-        """Wait for the bucket."""
+        """Wait until `AsyncLimiter` grants the request."""
         await self._bucket.acquire()
         return None
 
@@ -90,17 +90,17 @@ class Row(NamedTuple):
 
     @property
     def wanted(self) -> float:
-        """The share of the limit that must be used."""
+        """The fraction of the limit that must be used."""
         return 0.95 if self.latency >= 0.05 else 0.97
 
     @property
     def missed(self) -> bool:
-        """Whether this row has to meet the demand and misses it."""
+        """Whether the demand applies to this row, and the row does not meet it."""
         demanded = self.limiter == OURS and self.condition != "busy" and self.jitter <= LIMIT.jitter
         return demanded and (self.refused > 0 or self.used < self.wanted)
 
 
-# --- the demand ---
+# --- sending as fast as the limit allows ---
 
 
 async def saturate(url: str, limiter: Limiter, seconds: float) -> Mapping[int, Sending]:
@@ -126,7 +126,7 @@ async def saturate(url: str, limiter: Limiter, seconds: float) -> Mapping[int, S
     return recording.sendings
 
 
-# --- the event loop's other work ---
+# --- other work that the event loop has to do ---
 
 
 async def _idle() -> None:
@@ -153,7 +153,7 @@ CONDITIONS: dict[str, Callable[[], Coroutine[None, None, None]]] = {"idle": _idl
 
 
 def measure(limiter: str, condition: str, seconds: float, conditions: Conditions) -> Row:
-    """Run one row."""
+    """Measure one row of the table."""
 
     async def demand(url: str) -> Mapping[int, Sending]:
         other_work = asyncio.create_task(CONDITIONS[condition]())
@@ -199,9 +199,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the chosen rows; return the exit status."""
+    """Measure the chosen rows of the table; return the exit status."""
     arguments = _arguments()
-    # The table shows refusals; without a handler the log records would go to the standard error.
+    # The table shows refusals, so the client's log records are discarded. Without this handler they would be printed.
     logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
     ours = {"ours": [OURS], "bucket-only": [name for name in LIMITERS if name != OURS], "all": list(LIMITERS)}
     conditions = list(CONDITIONS) if arguments.condition == "all" else [arguments.condition]

@@ -4,13 +4,13 @@
 
     python -m acceptance.soak [--events 1000000] [--seed 1] [--json FILE]
 
-It prints tables in Markdown, and below them every broken promise; the exit status is 1 if there is one. It runs on
-Linux only, because it reads memory and descriptors from `/proc`. These promises are checked:
+The command prints tables in Markdown, and below them every broken promise. The exit status is 1 if a promise is broken.
+It runs on Linux only, because it reads memory and descriptors from `/proc`. These promises are checked:
 
 - Every event has one outcome, and the client's counters agree with the outcomes.
-- Every delivered event was recorded. No event was recorded whose outcome excludes that.
-- Only poison events were rejected.
-- No order was recorded twice. Other events were recorded twice only if their outcome announces that.
+- Every event that is reported as delivered was recorded. No event that is reported as not recorded was recorded.
+- Only poison events were rejected, that is, events that the server refuses on purpose.
+- No order was recorded twice. If another event was recorded twice, its outcome says that this may have happened.
 - Memory, descriptors and tasks do not grow from the second to the last fifth of the time.
 
 The limit is raised so that a million events take minutes, and the waits between retries are short.
@@ -57,7 +57,7 @@ class Run(NamedTuple):
     Attributes:
         visitors: the events and their outcomes.
         plan: the faults that happened.
-        fifths: the samples of the process, in five parts.
+        fifths: samples of memory, descriptors and tasks, divided into five parts of the run.
         closed: the report of the client's close.
         report: the report of the server.
         totals: the reported outcomes compared with the recorded events.
@@ -92,7 +92,8 @@ async def run(events: int, seed: int) -> Run:
         others = [asyncio.create_task(sampler.run()), asyncio.create_task(plan.run(server))]
         settling = asyncio.create_task(visitors.settle())
         await visitors.run(client)
-        # The server fails until the last event is accepted. After that the remaining events can be delivered.
+        # Now the client has accepted the last event. From here on the server does not fail any more, so that the client
+        # can deliver the events that are still in its buffer.
         for task in others:
             task.cancel()
         await asyncio.wait(others)
@@ -113,7 +114,7 @@ def _options(plan: FaultPlan, seed: int) -> dict[str, Any]:
         return plan.key
 
     def before_send(event: Event) -> Event | None:
-        # One event in a thousand is dropped, as for a visitor without consent.
+        # One event in a thousand is dropped, as a shop drops the events of a visitor who has not given consent.
         return event if chance.random() > 0.001 else None
 
     return {
@@ -157,7 +158,7 @@ def violations(run: Run, events: int) -> list[str]:
 
 
 def growth(fifths: list[list[Sample]]) -> list[str]:
-    """Return a sentence for each figure that is larger in the last fifth of the time than in the second."""
+    """Return a sentence for each figure that grew by more than its limit from the second fifth to the last."""
     allowed = {"resident": _GROWTH, "descriptors": _FEW, "tasks": _FEW}
     found = []
     for name, more in allowed.items():
@@ -224,7 +225,7 @@ def _table(head: list[str], rows: list[list[object]]) -> str:
 
 
 def main() -> int:
-    """Run the soak; return the exit status."""
+    """Run the soak test; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--events", type=int, default=1_000_000, help="the number of events (default: 1,000,000)")
     parser.add_argument("--seed", type=int, default=1, help="the seed of events and faults (default: 1)")
@@ -234,7 +235,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.events < 100_000:
         parser.error("--events must be 100,000 or more: each fifth of the time must hold a sample")
-    # The tables show the failures; without a handler the log records would go to the standard error.
+    # The tables show the failures, so the client's log records are discarded. Without this handler they would be
+    # printed.
     logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
     done = asyncio.run(run(arguments.events, arguments.seed))
     broken = violations(done, arguments.events)

@@ -41,12 +41,12 @@ class _Outage(NamedTuple):
     """A fault that hits all requests for a while.
 
     Attributes:
-        name: its name in the table.
-        seconds: its duration.
-        faults: the faults of every request meanwhile; if empty, the random faults stay.
-        max_bytes: the largest accepted body meanwhile; None for no bound.
+        name: the name of the outage in the table.
+        seconds: the duration of the outage.
+        faults: the faults that hit the requests during the outage; if empty, the random faults go on.
+        max_bytes: the largest body that is accepted during the outage; None for no bound.
         shut: whether connections are refused.
-        new_key: whether the server changes its key at the beginning; the shop gets the new key at the end.
+        new_key: whether the server's key changes when the outage begins; the shop gets the new key when it ends.
     """
 
     name: str
@@ -89,7 +89,7 @@ class FaultPlan:
 
     @property
     def normal(self) -> Conditions:
-        """The server's conditions between the outages."""
+        """The server's settings between the outages."""
         return self._normal
 
     async def run(self, server: FaultyServer) -> None:

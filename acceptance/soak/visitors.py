@@ -25,11 +25,11 @@ class Visitors:
 
     Args:
         events: the number of events.
-        seed: the seed of their kinds and sizes.
+        seed: the seed of the events' random kinds and sizes.
 
     Attributes:
         shop: makes the events and keeps their outcomes.
-        settled: the number of events that have their outcome.
+        settled: the number of events that have an outcome.
         poisoned: the number of events that the server refuses.
         direct: the number of events sent without the buffer.
         raised: the number of direct sends that were not delivered.
@@ -112,7 +112,7 @@ class Visitors:
             self.shop.settle(number, await client.send(event))
         except DeliveryError as error:
             if isinstance(error, RejectedError) and error.status not in (400, 413):
-                # A direct send does not wait for a valid key as batches do, so a good event may be refused.
+                # Unlike a batch, a direct send does not wait until the key is valid again, so the refusal may be right.
                 self.shop.bad.add(number)
             self.shop.settle(number, error.outcome)
             self.raised += 1

@@ -14,7 +14,7 @@ class Request(NamedTuple):
 
 
 class Connection(asyncio.Protocol):
-    """Reads the requests of a connection; they must have a content-length and must not be pipelined.
+    """Reads the requests of a connection. Requests must have a content-length and must not be pipelined.
 
     Attributes:
         requests: the number of requests read so far.

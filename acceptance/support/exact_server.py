@@ -49,8 +49,8 @@ class Arrival(NamedTuple):
 
     Attributes:
         at: seconds of the monotonic clock, which all processes of the machine share.
-        number: the product of its event, which is the number of the request.
-        admitted: whether it was within the limit.
+        number: the number of the request; the client sends it as the product of the request's only event.
+        admitted: whether the request was within the limit.
     """
 
     at: float
@@ -81,7 +81,7 @@ def running(conditions: Conditions) -> Iterator[ExactServer]:
 
 
 def used_share(arrivals: Sequence[Arrival], seconds: float, per_second: float) -> float:
-    """Return the admitted requests of a run as a share of the limit, without the run's first and last second."""
+    """Return the admitted requests of a run as a fraction of the limit, without the run's first and last second."""
     start, end = arrivals[0].at + 1.0, arrivals[0].at + seconds - 1.0
     admitted = sum(arrival.admitted and start <= arrival.at < end for arrival in arrivals)
     return admitted / (end - start) / per_second

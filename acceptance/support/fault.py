@@ -25,11 +25,11 @@ class Fault(NamedTuple):
             in the middle of the body of a 200; ``"garbage"`` answers bytes that are not HTTP; ``"idle_close"`` ends a
             reused connection when the next request begins to arrive on it.
         status: the status of the answer; a redirect leads to another port, where no connection may arrive.
-        record: whether the events are recorded before the failure. A cut body needs True, because its answer is a 200;
-            it never hits a request that must not be recorded.
+        record: whether the events are recorded before the failure. `"cut_body"` needs True, because its answer is a
+            200; this fault never hits a request whose events must not be recorded.
         retry_after: the value of the header ``Retry-After``; None sends none.
         probability: the probability that the fault hits a request, 0 to 1.
-        times: the number of requests that it hits at most; None for any number.
+        times: the largest number of requests that the fault hits; None for any number.
     """
 
     kind: Kind = "status"
@@ -54,8 +54,8 @@ class Conditions(NamedTuple):
         limit: requests admitted in any one second; the rest get 429. None for no limit.
         max_bytes: the largest body; larger ones get 413. None for no bound.
         latency: average seconds from the recording of the events to the answer.
-        faults: tried in this order for every request; at most one of them hits it.
-        seed: the seed of everything random; later conditions do not change it.
+        faults: the faults that may hit a request, tried in this order; at most one of them hits a request.
+        seed: the seed of all random decisions; only the first conditions of a server set it.
     """
 
     key: str = KEY
@@ -87,9 +87,9 @@ class Report(NamedTuple):
 
     Attributes:
         arrivals: every request in the order of time.
-        counts: how often each event was recorded, at the index of its number; 255 stands for 255 or more.
-        names: the index in `NAMES` of each recorded event's name, at the index of its number.
-        strayed: the number of connections to the target of the redirects.
+        counts: byte n is how often event number n was recorded; 255 stands for 255 or more.
+        names: byte n is the position in `NAMES` of the name under which event number n was recorded.
+        strayed: the number of connections to the address to which redirects lead; the client must not follow them.
         malformed: the number of requests whose body or target the API does not define.
         lag: the longest delay of the server's own event loop in seconds.
     """

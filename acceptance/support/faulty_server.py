@@ -113,7 +113,7 @@ class _Api:
         """Return True if a reused connection has to end now, when the head of a request has arrived."""
         fault = self._choose_fault(idle=True)
         if fault is not None:
-            # The number of events is unknown: the body is unread.
+            # The body is not read, so the number of its events is unknown, and 0 is stored.
             self._arrivals.append(Arrival(asyncio.get_running_loop().time(), 0, fault.title, recorded=False))
         return fault is not None
 
@@ -175,7 +175,7 @@ def _read(request: Request) -> tuple[str, str, list[tuple[int, int]]]:
     """Return the key, the partner, and each event's number and name.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: the request is none that the API defines.
+        ValueError, KeyError, TypeError, AttributeError: the API does not define such a request.
     """
     target = urlsplit(request.target)
     query = parse_qs(target.query.decode("ascii"), strict_parsing=True)
@@ -251,7 +251,7 @@ class _Stray(asyncio.Protocol):
 
 
 class _Listener:
-    """The listening socket, which can be closed for a while and opens on the same port again."""
+    """The listening socket, which can be closed for a while and then opened again on the same port."""
 
     def __init__(self, api: _Api) -> None:
         self.port = 0

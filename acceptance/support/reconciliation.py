@@ -40,14 +40,15 @@ _MAY_BE_RECORDED_TWICE = frozenset({Reported.DELIVERED_MAYBE_TWICE, Reported.ABA
 
 
 def reported(outcome: Outcome | None, *, bad: bool = False) -> Reported:
-    """Return the byte of an outcome; `bad` says that the event's own content gives the server a reason to refuse it."""
+    """Return the byte of an outcome; if `bad` is True, the server has a reason to refuse the event for its content."""
     match outcome:
         case None:
             return Reported.PENDING
         case Delivered():
             return Reported.DELIVERED_MAYBE_TWICE if outcome.maybe_duplicate else Reported.DELIVERED
         case Rejected(status=400 | 413, isolated=True) if not bad:
-            # These fields blame the content of this event. A refusal because of the key or the path blames no event.
+            # A 400 or 413 with `isolated` says that the content of this event is wrong, although it is right. Other
+            # refusals, for example because of the key or the path, say nothing about the content.
             return Reported.REJECTED_WRONGLY
         case Rejected():
             return Reported.REJECTED
@@ -68,8 +69,8 @@ class Reconciliation(NamedTuple):
         delivered, rejected, abandoned, dropped, pending: by the outcome that the client reported.
         lost: reported as delivered or pending, and not recorded.
         duplicated: recorded more than once.
-        unannounced: recorded more than once, and the reported outcome excludes that.
-        contradicted: recorded, and the reported outcome excludes that.
+        unannounced: recorded more than once, although the reported outcome says that this did not happen.
+        contradicted: recorded, although the reported outcome says that the event was not recorded.
         wrongly_rejected: reported as refused for their content, which was good.
         misnamed: recorded under another event name than the tracked one.
     """

@@ -1,4 +1,4 @@
-"""A limiter around another one that records when each request was granted and when it was written."""
+"""Wraps a limiter, and records when each request got its permit and when it was written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from acceptance.support.exact_server import Arrival
     from retailrocket_async import Limiter, Permit
 
-# The server's process shares this clock. The loop's clock is not used, because a run may skew it.
+# All processes of the machine share this clock. The event loop's clock is not used, because some runs set it wrong.
 _now = time.monotonic
 
 
@@ -52,11 +52,11 @@ class RecordingLimiter:
         return _RecordedPermit(self.sendings, next(self._numbers), permit)
 
     def pause_until(self, deadline: float) -> None:
-        """Pass the pause on."""
+        """Pass the pause on to the inner limiter."""
         self._limiter.pause_until(deadline)
 
     def throttled(self, sent_at: float) -> None:
-        """Pass the refusal on."""
+        """Pass the refusal on to the inner limiter."""
         self._limiter.throttled(sent_at)
 
 
@@ -78,10 +78,11 @@ class _RecordedPermit:
 
 
 def spread(arrivals: Sequence[Arrival], sendings: Mapping[int, Sending]) -> float:
-    """Return by how many seconds the requests' ways to the server differed.
+    """Return by how many seconds the times that requests needed to the server differed.
 
-    This is the longest time from writing a request to its arrival, less the shortest time from its grant to its
-    arrival. Above `RateLimit.jitter` the machine was too busy, and the limit is not promised.
+    This is the longest time from writing a request to its arrival, minus the shortest time from its permit to its
+    arrival. If it is above `RateLimit.jitter`, the machine was too busy, and the client does not promise to keep the
+    limit.
     """
     longest = max(arrival.at - sendings[arrival.number].written for arrival in arrivals)
     shortest = min(arrival.at - sendings[arrival.number].granted for arrival in arrivals)

@@ -43,7 +43,7 @@ class RecordingServer:
         return counts
 
     def answer_all(self, status: int | None) -> None:
-        """Answer every request with `status` and record nothing; None ends that."""
+        """Answer every request with `status` and record nothing; if `status` is None, accept requests again."""
         self._ask(status)
 
     def _ask(self, command: object) -> Any:

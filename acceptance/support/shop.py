@@ -22,8 +22,8 @@ class Shop:
     """Makes events with the numbers 0, 1, 2, ..., and stores their outcomes.
 
     Attributes:
-        outcomes: a `Reported` for each event, at the index of its number.
-        names: the index in `NAMES` of each event's name, at the index of its number.
+        outcomes: byte n is the `Reported` code of event number n.
+        names: byte n is the position in `NAMES` of the name of event number n.
         bad: the numbers of the events whose content gives the server a reason to refuse them.
     """
 
@@ -34,12 +34,12 @@ class Shop:
         self._random = random.Random(seed)
 
     def event(self, *, poison: bool = False, padding: int = 0, bad: bool = False) -> tuple[int, Event]:
-        """Return the next number and its event.
+        """Return a new event and its number, which is one above the previous event's number.
 
         Args:
             poison: whether the server refuses every batch with this event.
-            padding: bytes to add to the event; above 0 it is an event with a free text field.
-            bad: whether the server has another reason to refuse it.
+            padding: the number of bytes to add to the event; if above 0, the event has a free text field for them.
+            bad: whether the server has another reason to refuse the event, for example its size.
         """
         number = len(self.outcomes)
         [kind] = self._random.choices(range(len(NAMES)), _WEIGHTS)

@@ -1,7 +1,7 @@
 """Draws the plots of the documentation from the series of the sections; needs matplotlib.
 
-The plots are SVG files whose text stays text; the same series give the same file. The background is white, so that a
-plot is readable on a dark page, too.
+The plots are SVG files in which text is stored as text and not as shapes; the same series give the same file. The
+background is white, so that a plot is readable on a dark page, too.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _batch(series: dict[str, Any]) -> Figure | None:
 
 
 def _histograms(lag: dict[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
-    """Return the edges and counts of each load; the series has common edges, or edges for each load."""
+    """Return the bin edges and the counts of each load's histogram; edges are common to all loads or given for each."""
     if (edges := lag.get("edges_ms")) is not None:
         return {name: (edges, counts) for name, counts in lag.items() if name != "edges_ms" and counts}
     return {name: (found["edges"], found["counts"]) for name, found in lag.items() if found}
@@ -128,7 +128,7 @@ def _lag(series: dict[str, Any]) -> Figure | None:
 
 
 def _streams(pace: Any) -> dict[str, list[list[float]]]:
-    """Return pairs of a second and its number of requests, for one stream or for several."""
+    """Return the streams of requests by name: lists of pairs of a second and the number of requests in this second."""
     if isinstance(pace, dict):
         requests = pace.get("requests", [])
         seconds = pace.get("seconds") or range(len(requests))

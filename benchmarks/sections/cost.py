@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from benchmarks.support.sink import Sink
 
 _FLOOR_SHARE = 1.6
-"""Greatest allowed CPU time of an event by `track`, as a multiple of the contestant `floor`."""
+"""Greatest allowed CPU time of an event by `track`, as a multiple of that of `floor`, the least possible code."""
 
 _RECEIPTS_SHARE = 2.2
-"""Greatest allowed CPU time of an event whose receipt is awaited, as a multiple of the contestant `floor`."""
+"""Greatest allowed CPU time of an event whose receipt is awaited, as a multiple of that of `floor`."""
 
 _CHEAPEST_PEER_SHARE = 1 / 5
 _ASYNC_PEER_SHARE = 1 / 30
@@ -36,11 +36,11 @@ class _Contestant:
     """A contestant (a client that is compared) and the number of its events.
 
     Attributes:
-        name: the name of its function in `benchmarks.contestants`.
-        events: the number of events that it sends, so that a run takes some seconds.
+        name: the name of the contestant's function in `benchmarks.contestants`.
+        events: the number of events that the contestant sends, chosen so that a run takes some seconds.
         needs: the module that must be installed; None if the contestant needs no further module.
-        warm_up: the number of events that its function sends before the measurement.
-        peer: whether it is the client library of another service.
+        warm_up: the number of events that the contestant sends before the measurement.
+        peer: whether the contestant is the client library of another service.
     """
 
     name: str
@@ -139,7 +139,7 @@ def _measured(contestant: _Contestant, effort: Effort, server: Sink) -> Figures:
     server.take()
     figures: Figures = call(f"benchmarks.contestants:{contestant.name}", port=server.port, events=events)
     counted = server.take()
-    # The floor uses its first events for the warm-up; the other contestants make additional events.
+    # The contestant `floor` uses its first events for the warm-up; the other contestants make additional events.
     sent = events + (min(events, contestant.warm_up) if contestant.name == "floor" else contestant.warm_up)
     return figures | {
         "requests": counted["requests"],

@@ -1,4 +1,4 @@
-"""Measures ``retailrocket-async send`` on a file like the public clickstream, and each step of the command alone."""
+"""Measures `retailrocket-async send` on a file like the public clickstream data set, and each step of it alone."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def send(path: str, port: int) -> Figures:
 
 
 def alone(path: str) -> Figures:
-    """Read, structure and encode the file as the command does; return the CPU seconds of each step."""
+    """Read, parse and encode the file as the command does; return the CPU seconds of each step."""
     from retailrocket_async import Codec, Event
     from retailrocket_async.cli._clickstream import Clickstream
     from retailrocket_async.cli._lines import Lines, events_of
@@ -165,7 +165,7 @@ def alone(path: str) -> Figures:
     read = structure = encoded = 0.0
     with CostMeter() as meter:
         begun = time.process_time()
-        # The file is read in chunks: a list of all events would cost memory that the command does not use.
+        # The file is read in chunks, because a list of all events would cost memory that the command does not use.
         for chunk in Source(Path(path)).chunks():
             read_at = time.process_time()
             events = list(events_of(lines, chunk))

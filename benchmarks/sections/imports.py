@@ -68,7 +68,8 @@ class _Times(NamedTuple):
 
 def measure(effort: Effort) -> Section:
     """Measure each import in fresh processes in turns, then the modules and the sizes of the files."""
-    # An installation has bytecode. A checkout under PYTHONDONTWRITEBYTECODE would be compiled at every import.
+    # An installed package has compiled modules. A checkout may have none, and would then be compiled at every import,
+    # so it is compiled here.
     compileall.compile_dir(str(Path(retailrocket_async.__file__).parent), quiet=1)
     required = [Requirement(line) for line in distribution(_PACKAGE).requires or () if "extra ==" not in line]
     dependencies = ", ".join(sorted(requirement.name for requirement in required))
@@ -120,7 +121,7 @@ def measure(effort: Effort) -> Section:
 
 
 def _rounds(imports: list[_Import], rounds: int) -> Iterator[list[_Times]]:
-    # The first import of each may compile bytecode, so it is not measured.
+    # The first import of each kind may compile modules, so it is not measured.
     for each in imports:
         _timed(each)
     for _ in range(rounds):

@@ -39,7 +39,7 @@ _SETTLING = 1.0
 """Seconds until a stream has its steady rate."""
 
 _CROWD = 100
-"""Number of concurrent callers in the second of the two endless streams."""
+"""The number of concurrent callers in the second of the two steady streams."""
 
 _EDGES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0)
 """Edges of the histogram's buckets in ms."""
@@ -92,7 +92,7 @@ class _Watch:
 
 
 async def flow(port: int, idle: float, seconds: float) -> Figures:
-    """Measure the lag of the idle loop, of the first use, and of a stream of 20,000 events a second."""
+    """Measure the lag of the idle loop, of the first use of a client, and of a stream of 20,000 events a second."""
     async with _Watch() as before:
         await asyncio.sleep(idle)
     async with _Watch() as first:
@@ -151,7 +151,7 @@ _LOADS = {
 
 
 def measure(effort: Effort) -> Section:
-    """Measure the lag in every round, then the two streams without end."""
+    """Measure the lag in every round, then two steady streams: one of a single caller and one of many callers."""
     part = 0.1 if effort.quick else 1.0
     found: dict[str, list[Figures]] = {name: [] for name in _LOADS}
     with sink.running(latency=_ANSWER) as server:
@@ -176,7 +176,7 @@ def measure(effort: Effort) -> Section:
                     found[name].append(burst)
     streams = [_stream(callers, _SUSTAINED_SECONDS * part) for callers in (1, _CROWD)]
     with sink.running(latency=_ANSWER) as server:
-        # A batch leaves every 20 ms, which is the rate of the limit.
+        # `bare_events` posts a batch every 20 ms, which is as often as the request limit allows.
         bare = call("benchmarks.contestants:bare_events", port=server.port, events=effort.count(_BURST), pause=0.02)
     late = {name: list(chain.from_iterable(each["late"] for each in rounds)) for name, rounds in found.items()}
     return Section(

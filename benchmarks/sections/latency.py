@@ -1,7 +1,8 @@
 """Measures the duration of a call, and the time until the event of the call reaches the server.
 
-A call is `await client.view(...)`: it makes, checks and encodes the event and puts it into the buffer. Everything that
-happens during the call counts: garbage collection, other tasks that the client lets run, and other programs.
+A call is `await client.view(...)`: it makes, checks and encodes the event and puts the event into the buffer. The
+duration includes everything that happens during the call: garbage collection, other tasks that the client lets run, and
+other programs.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ async def one_by_one(port: int, events: int, *, at_once: bool) -> Figures:
     Args:
         port: the port of the server.
         events: the number of events.
-        at_once: without linger and limit, so that there are many calls in a short time; otherwise with the defaults.
+        at_once: whether linger and limit are switched off, so that many calls take a short time; if False, the client
+            has its defaults.
     """
     taken: list[float] = []
     called: list[float] = []
@@ -112,7 +114,8 @@ async def full(port: int, seconds: float, callers: int) -> Figures:
             taken.append(time.perf_counter() - begin)
 
     tasks = [asyncio.create_task(caller()) for _ in range(callers)]
-    # The first requests leave in a burst, which frees space faster than the limit does later.
+    # The first requests leave in a burst, so at first the buffer gets space faster than later, when the limit slows the
+    # requests down. This time is not measured.
     await asyncio.sleep(_SETTLING)
     taken.clear()
     with GcMeter() as collector:
@@ -178,7 +181,7 @@ def measure(effort: Effort) -> Section:
 
 
 def _delivery(called: list[float], received: dict[str, Any]) -> list[float]:
-    """Return the seconds from each call until the server received its event, which is known by its product."""
+    """Return the seconds from each call until the server received its event, which its product number identifies."""
     delays = [
         at - called[int(product)]
         for (at, _), body in zip(received["arrivals"], received["bodies"], strict=True)

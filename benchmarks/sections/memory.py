@@ -31,7 +31,7 @@ _BUFFERED = 100_000
 _SENT = 1_000_000
 _HOUR = 3600.0
 _OUTAGE_RATE = 50
-"""Events a second during the outage with `drop_oldest`, which evicts the oldest events for them."""
+"""Events a second during the outage with `drop_oldest`; for each of them the buffer drops its oldest event."""
 
 _MIB = 2**20
 
@@ -56,11 +56,11 @@ class _Closed:
 
 
 async def buffered(events: int, *, kept: bool, traced: bool) -> Figures:
-    """Put views into the buffer; return the bytes of memory and of JSON of each.
+    """Put views into the buffer; return the bytes of memory and the bytes of JSON of one view.
 
     Args:
         events: the number of views.
-        kept: whether the caller keeps the receipts; its list of receipts is not counted.
+        kept: whether the caller keeps the receipts; the list that holds the receipts is not measured.
         traced: whether tracemalloc measures; otherwise the growth of the resident memory is measured.
     """
     ours = client(1, limiter=_Closed(), buffer=Buffer(max_events=2 * events))
@@ -107,8 +107,8 @@ class _Refusing(httpx.AsyncBaseTransport):
 
 
 def outage(overflow: str, bound: int, seconds: float) -> Figures:
-    """Simulate an outage of so many seconds with a full buffer, on a virtual clock; return the memory over time."""
-    # Without a handler, logging would print the warning about the outage to the standard error.
+    """Simulate an outage of `seconds` with a full buffer, on a virtual clock; return the memory over time."""
+    # Without this handler, logging would print the warning about the outage to the standard error.
     logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
     return virtual_time.run(_outage(overflow, bound, seconds))
 

@@ -23,7 +23,10 @@ _QUICK = ("--processes", "1", "--values", "1", "--warmups", "0", "--min-time", "
 
 
 def measure(effort: Effort) -> Section:
-    """Measure every part; pyperf decides how often, and `effort` only whether the run is quick."""
+    """Measure every part of `benchmarks.parts`.
+
+    pyperf decides how often each part is called; `effort` decides only whether the run is quick.
+    """
     # pyperf is imported only here, because no other section needs it.
     import pyperf  # noqa: PLC0415
 

@@ -36,7 +36,7 @@ class _Observation(NamedTuple):
     Attributes:
         title: the name of the row in the table.
         idle: whether the observer does nothing.
-        sampled: the share of the pages that is sampled; None if events come from no page.
+        sampled: the fraction of pages whose traces are recorded; None if events are tracked outside of any page.
     """
 
     title: str
@@ -127,22 +127,22 @@ async def observed(port: int, events: int, kind: str) -> dict[str, float]:
         spent = {who: 0.0 for who, _, _ in turns}
         for _, client, calls in turns:
             await track(client, WARM_UP, calls)
-        # Without this, a full collection of all objects of the SDK could run while any of the clients is measured.
+        # Otherwise a full garbage collection of all objects of the SDK could run while one of the clients is measured.
         gc.collect()
         gc.freeze()
         for count in counts:
             for who, client, calls in turns:
                 spent[who] += await track(client, count, calls)
-            # The order of the clients changes, because the state of the memory depends on the previous client.
+            # The order of the clients changes, because each client finds the memory as the previous client left it.
             turns.append(turns.pop(0))
     return {who: seconds / sum(counts) * 1e6 for who, seconds in spent.items()}
 
 
 class _Telemetry:
-    """The OpenTelemetry SDK of an application, which samples a share of its pages."""
+    """The OpenTelemetry SDK of an application, which records the traces of a fraction of its pages."""
 
     def __init__(self, sampled: float | None) -> None:
-        from opentelemetry import context, trace  # noqa: PLC0415 - as above
+        from opentelemetry import context, trace  # noqa: PLC0415 - imported only where it is measured
         from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
         from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
@@ -165,7 +165,7 @@ class _Telemetry:
 
 
 class _SdkCalls:
-    """The fewest possible calls of the SDK: a span for each request, linked to pages, and two metrics."""
+    """Calls the SDK directly and as little as possible: a span for each request, linked to pages, and two metrics."""
 
     def __init__(self, telemetry: _Telemetry) -> None:
         self._context, self._trace = telemetry.context, telemetry.trace
@@ -181,7 +181,7 @@ class _SdkCalls:
             self._pages.append(page)
 
     def request(self) -> None:
-        """Record a request."""
+        """Record a request: its span, its duration and the number of its events."""
         context, trace = self._context, self._trace
         attributes: dict[str, str | int] = {
             "http.request.method": "POST",

@@ -56,7 +56,7 @@ def measure(effort: Effort) -> Section:
 
 
 async def profiled(port: int, events: int) -> dict[str, Any]:
-    """Track events under the profiler; return the own time of each library, and of the slowest functions."""
+    """Track events under the profiler; return the time spent in each library, and in each of the slowest functions."""
     profiler = cProfile.Profile()
     profiler.enable()
     await contestants.ours_by_track(port, events)

@@ -1,7 +1,7 @@
 """Measures how the cost of an event changes with the length of the run, the batch size and the number of callers.
 
-The cost is the CPU time of the client's process per event. The limit is lifted, so that the processor is the only
-bound.
+The cost is the CPU time of the client's process per event. The request limit is too high to matter, so that only the
+processor bounds the rate.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def _caller_counts() -> list[tuple[int, bool]]:
 
 
 def _waiting(callers: int, *, shared: bool) -> str:
-    # Ten thousand callers that share ten thousand receipts await one each: both rows are the same measurement.
+    # Ten thousand callers that share ten thousand receipts await one receipt each, so this measurement is in both rows.
     return f"{callers} callers, {_WAITED_FOR // callers if shared else 1} each"
 
 

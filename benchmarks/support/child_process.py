@@ -50,7 +50,8 @@ def run(module: str, *arguments: str, env: dict[str, str] | None = None) -> str:
     Raises:
         RuntimeError: the process failed; the message is the end of its standard error.
     """
-    # This process never writes to the pipe. When it ends, the pipe ends, and the module notices this and exits.
+    # This process never writes to the pipe. When this process ends, the pipe ends, and the module notices that and
+    # exits.
     reading, writing = os.pipe()
     try:
         done = subprocess.run(
@@ -89,7 +90,7 @@ def _main() -> None:
         result = asyncio.run(result)
     print(json.dumps(result))
     sys.stdout.flush()
-    # `os._exit` is used because threads of peer libraries would keep this process running for minutes.
+    # `os._exit` is used, because threads of the compared libraries would keep this process running for minutes.
     os._exit(0)
 
 

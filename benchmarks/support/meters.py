@@ -23,7 +23,7 @@ class CostMeter:
 
     Attributes:
         cpu: seconds of user and system time, of all threads.
-        wall: seconds.
+        wall: elapsed seconds.
         peak: the most bytes of memory that the process has held since its start.
     """
 
@@ -109,7 +109,7 @@ class GcMeter:
 
 def peak_memory() -> int:
     """Return the most bytes of memory that this process has held; on Linux only."""
-    # `getrusage` cannot be used, because its figure starts from the peak of the parent process.
+    # `getrusage` cannot be used, because its value is never below the peak of the parent process.
     found = re.search(rb"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_bytes())
     assert found is not None
     return int(found[1]) * 1024
@@ -138,10 +138,10 @@ class Sample(NamedTuple):
 
     Attributes:
         at: seconds since the sampling began.
-        settled: events that have their outcome.
-        resident: bytes of memory.
-        descriptors: open file descriptors.
-        tasks: asyncio tasks.
+        settled: the number of events that have an outcome.
+        resident: the bytes of memory that the process holds.
+        descriptors: the number of open file descriptors.
+        tasks: the number of asyncio tasks.
         lag: the longest delay of the event loop since the previous sample, in seconds.
     """
 
@@ -157,8 +157,8 @@ class Sampler:
     """Takes a sample of this process once a second.
 
     Args:
-        lag: the meter to read.
-        settled: returns the number of events that have their outcome.
+        lag: the meter that measures the event-loop lag.
+        settled: a function that returns the number of events that have an outcome.
 
     Attributes:
         samples: the samples taken so far.

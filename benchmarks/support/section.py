@@ -55,11 +55,11 @@ class Section:
     """The result of one section.
 
     Attributes:
-        name: its name on the command line.
-        title: its subject.
-        tables: what was measured.
+        name: the section's name on the command line.
+        title: the section's subject.
+        tables: the tables with the measured values.
         demands: the figures that must keep a bound.
-        series: the points of its plots as plain JSON, by the name of the plot.
+        series: the points of the section's plots as plain JSON, by the name of the plot.
     """
 
     name: str
@@ -75,8 +75,8 @@ class Effort:
 
     Attributes:
         quick: whether only about a tenth is measured, to see that everything runs; the figures mean little then.
-        rounds: how often each thing is measured. Rounds alternate between the things, so that a disturbance of the
-            machine hits all of them.
+        rounds: how often each value is measured. One round measures all values once, so that a disturbance of the
+            machine influences all of them.
     """
 
     quick: bool = False

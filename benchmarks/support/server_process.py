@@ -19,10 +19,10 @@ _Settings = TypeVar("_Settings")
 
 @contextlib.contextmanager
 def running(main: Callable[[Pipe, _Settings], None], settings: _Settings) -> Iterator[tuple[int, Pipe]]:
-    """Run `main` in a new process while the block runs; yield its port and the pipe to it.
+    """Run `main` in a new process while the block runs; yield the port of the new process and the pipe to it.
 
-    The port is the first value that `main` must send. The process ends with the block, and also if this process is
-    killed.
+    The port is the first value that `main` must send through the pipe. The new process ends with the block, and also if
+    this process is killed.
 
     Raises:
         EOFError: the process ended before it sent its port.
@@ -42,7 +42,7 @@ def running(main: Callable[[Pipe, _Settings], None], settings: _Settings) -> Ite
 
 
 def start(target: Callable[..., None], *arguments: object) -> BaseProcess:
-    """Start a process that calls `target`; it ends when this process has ended, even if this process is killed."""
+    """Start a process that calls `target`; the new process ends when this process ends, even if this one is killed."""
     process = multiprocessing.get_context("spawn").Process(target=_call, args=(target, arguments), daemon=True)
     process.start()
     return process

@@ -1,7 +1,7 @@
-"""A server that costs as little as possible: it answers every request with success and counts events.
+"""A server, called sink, that does as little as possible: it answers every request with success and counts events.
 
-It runs in a process of its own. Of a request it reads only the length and the encoding of the body, so that the figures
-measured beside it are the client's. Its answer satisfies the clients of all measured services.
+The server runs in a process of its own. Of a request it reads only the length and the encoding of the body, so that it
+hardly influences the measurement of a client. Its answer satisfies the clients of all measured services.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Sink:
     """Controls a running sink.
 
     Attributes:
-        port: where it listens, on loopback.
+        port: the port on loopback on which the sink listens.
     """
 
     def __init__(self, port: int, pipe: Pipe) -> None:
@@ -49,7 +49,7 @@ class Sink:
         self._pipe = pipe
 
     def take(self) -> dict[str, Any]:
-        """Return what the server has counted since the last call.
+        """Return the counters of the sink since the last call of `take`.
 
         The keys are ``requests``, ``events``, ``size`` (bytes of bodies), ``arrivals`` (system time and number of
         events of each request) and ``bodies``; the last two are empty unless `running` was asked for them.
@@ -66,8 +66,8 @@ def running(*, latency: float = 0.0, bodies: bool = False, arrivals: bool = Fals
 
     Args:
         latency: seconds until a request is answered.
-        bodies: whether it stores every body, and also the arrivals.
-        arrivals: whether it stores the time and the number of events of each request.
+        bodies: whether the sink stores every body, and also the arrivals.
+        arrivals: whether the sink stores the time and the number of events of each request.
     """
     settings = _Settings(latency=latency, bodies=bodies, arrivals=arrivals or bodies)
     with server_process.running(_main, settings) as (port, pipe):
@@ -123,7 +123,8 @@ class _Connection(asyncio.Protocol):
                 self._received()
 
     def _received(self) -> None:
-        # Client and server share the system's clock. It is read first, so that the time excludes the server's work.
+        # Client and server share the system's clock. The clock is read first, so that the time excludes the server's
+        # work.
         at = time.time() if self._settings.arrivals else 0.0
         body, self._parts, self._left = b"".join(self._parts), [], -1
         if self._gzip:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def percentile(values: Sequence[float], percent: float) -> float | None:
     """Return the smallest value that `percent` of the values do not exceed, or None if there are too few values.
 
-    If `percent` is above 50, there are too few values when their number alone makes the result the largest value.
+    There are too few values if `percent` is above 50 and the result would simply be the largest value.
     """
     rank = math.ceil(len(values) * percent / 100)
     if not values or (rank == len(values) and percent > 50):

@@ -1,4 +1,4 @@
-"""The fixtures that the command line's tests share: an emulator to which the commands send."""
+"""Fixtures that the tests of the command line share: an emulator to which the commands send."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def emulator_of_all_tests() -> Generator[EmulatorProcess]:
 
 @pytest.fixture
 def emulator(emulator_of_all_tests: EmulatorProcess) -> EmulatorProcess:
-    """Provide the emulator in the state that it has after its start."""
+    """Restore the state that the emulator had after its start, and return the emulator."""
     emulator_of_all_tests.restore()
     return emulator_of_all_tests

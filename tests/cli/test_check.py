@@ -1,4 +1,4 @@
-"""`check` tells right credentials and addresses from wrong ones, and records no event."""
+"""Tests of the command `check`: it reports whether key, shop and address are right, and records no event."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_limit_that_is_enforced(emulator: EmulatorProcess) -> None:
     message = json.loads(checked(emulator, "--limit", "--json")[1])
     assert message["works"]
     assert (10, True) == (message["limit"]["taken"], message["limit"]["refused"])
-    # A second run within one second would find the limit used up, so the emulator's window is emptied.
+    # A second run within the same second would find the limit used up, so the emulator's count of requests is reset.
     emulator.reset()
     assert "limit: 10 requests within " in checked(emulator, "--limit")[1]
 
@@ -71,7 +71,7 @@ def test_json_of_a_failure(emulator: EmulatorProcess) -> None:
     st.lists(st.tuples(st.floats(1e9, 2e9), st.floats(0.001, 3.0), st.floats(0.0, 1.0)), min_size=1, max_size=9),
 )
 def test_skew_is_within_its_bounds(skew: float, message: list[tuple[float, float, float]]) -> None:
-    """If answers are read, the clock's true error lies between the bounds, and more answers never widen them."""
+    """The clock's true error lies between the bounds of `Skew.of`, and more answers never widen the bounds."""
     answers = [
         Answer(sent_at=there + skew, took=took, status=400, date=float(math.floor(there + took * part)))
         for there, took, part in message
@@ -80,7 +80,7 @@ def test_skew_is_within_its_bounds(skew: float, message: list[tuple[float, float
     found = [Skew.of(answers[:count]) for count in range(1, len(answers) + 1)]
     for bounds in found:
         assert bounds is not None
-        # Floats of this size are exact to a quarter of a microsecond.
+        # Floats of this size are exact to a quarter of a microsecond only, so the comparison allows 10 microseconds.
         assert bounds.least - 1e-5 <= skew <= bounds.most + 1e-5
     widths = [bounds.most - bounds.least for bounds in found if bounds is not None]
     assert widths == sorted(widths, reverse=True)
@@ -101,7 +101,7 @@ def test_report_on_the_clock(skew: Skew | None, message: str) -> None:
 
 
 def test_answers_that_contradict_each_other() -> None:
-    """If the clock was set meanwhile, or answers have no date, no error of the clock is reported."""
+    """If the clock was set between the answers, or the answers have no date, no error of the clock is reported."""
     answers = [Answer(sent_at=1e9 + skew, took=0.1, status=400, date=1e9) for skew in (0.0, 100.0)]
 
     assert Skew.of(answers) is None
@@ -119,14 +119,14 @@ def test_no_limit_met(emulator: EmulatorProcess) -> None:
 
 @pytest.mark.parametrize("env", [{"RETAILROCKET_API_KEY": "wrong"}, {"RETAILROCKET_PARTNER_ID": "wrong"}])
 def test_wrong_credentials(emulator: EmulatorProcess, env: dict[str, str]) -> None:
-    """If key or shop is wrong, `check` says what to correct."""
+    """If the key or the shop is wrong, `check` says what to correct."""
     message = "authentication failed: check RETAILROCKET_API_KEY, and that it belongs to this --partner-id"
 
     assert (1, f"error: {message} (HTTP 401)\n") == checked(emulator, **env)
 
 
 def test_shop_without_access(emulator: EmulatorProcess) -> None:
-    """If the shop has no access, the error says to ask the account manager."""
+    """If the API refuses access to the shop, the error says to ask the account manager."""
     emulator.configure(forbidden=True)
     message = "access denied: ask the account manager to open the tracking API for this shop"
 
@@ -168,7 +168,7 @@ def test_no_answer(emulator: EmulatorProcess) -> None:
     ],
 )
 def test_other_answers(emulator: EmulatorProcess, status: int, message: str) -> None:
-    """If the API gives another answer, `check` reports its status and meaning, and does not judge the key."""
+    """If the API answers with another status, `check` reports its meaning, and does not judge the key."""
     emulator.add_faults([{"kind": "status", "status": status}])
 
     assert (1, f"error: {message}\n") == checked(emulator)
@@ -223,7 +223,7 @@ def test_wrong_use(emulator: EmulatorProcess, arguments: tuple[str, ...], env: d
 @posix
 @pytest.mark.parametrize(("unwritable", "complaint"), UNWRITABLE)
 def test_output_that_cannot_be_written(emulator: EmulatorProcess, unwritable: str, complaint: str) -> None:
-    """If standard output cannot be written, the verdict is on standard error, and the exit status is the same."""
+    """If standard output cannot be written, standard error has the verdict, and the exit status does not change."""
     verdict = "ok: the API takes this key, for this shop, at this address (nothing was recorded)\n"
     result = run_command("check", env=settings_for(emulator), stdout=unwritable_output(unwritable))
 

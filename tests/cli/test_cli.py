@@ -1,4 +1,4 @@
-"""The command line as a whole: help, version, extras, and that the key is never printed."""
+"""Tests of the command line as a whole: help, version, missing extras, and that the key is never printed."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def uninstalled(name: str) -> str:
 
 
 def test_module_is_the_command() -> None:
-    """If `python -m retailrocket_async` is run, it is the same command line."""
+    """`python -m retailrocket_async` runs the same command line as `retailrocket-async`."""
     status, output, _ = finished("--version")
 
     assert (0, "retailrocket-async ") == (status, output[:19])
 
 
 def test_module_can_be_imported() -> None:
-    """If the module is imported, no command is run."""
+    """If `retailrocket_async.__main__` is imported, no command is run."""
     assert importlib.import_module("retailrocket_async.__main__").main is main
 
 
@@ -102,13 +102,13 @@ def test_unknown_option_is_a_usage_error() -> None:
 
 
 def test_default_address_is_the_packages() -> None:
-    """If no address is given, commands use the client's default address."""
+    """If no address is given, commands use the default address of `AsyncTrackingClient`."""
     assert inspect.signature(AsyncTrackingClient).parameters["base_url"].default == DEFAULT_BASE_URL
 
 
 @pytest.mark.parametrize("name", ["typer", "rich"])
 def test_missing_extra(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """If the extra is missing, the command prints one sentence that says how to install it."""
+    """If a library of the extra `cli` is missing, the command prints one sentence that says how to install it."""
     monkeypatch.setitem(sys.modules, name, None)
 
     with pytest.raises(SystemExit) as caught:
@@ -120,7 +120,7 @@ def test_missing_extra(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 @pytest.mark.parametrize("name", ["demo", "emulate"])
 def test_missing_emulator(name: str) -> None:
-    """If the emulator's extra is missing, commands that need it say how to install it."""
+    """If a library of the extra `emulator` is missing, commands that need it say how to install it."""
     with unimported("retailrocket_async.emulator", missing="uvicorn"):
         result = run_command(name)
 
@@ -129,13 +129,13 @@ def test_missing_emulator(name: str) -> None:
 
 
 def test_defect_is_no_missing_extra() -> None:
-    """If a module of the package itself is missing, its own error is raised, because this is a defect."""
+    """If a module of the package itself is missing, this is a defect, so the original error is raised."""
     with pytest.raises(ModuleNotFoundError), needing_emulator():
         raise ModuleNotFoundError("gone", name="retailrocket_async.emulator._gone")
 
 
 def test_interruption_of_any_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If Ctrl-C is pressed while a command runs, it prints "interrupted" and exits with status 130."""
+    """If Ctrl-C is pressed while a command runs, the command prints "interrupted" and exits with status 130."""
     monkeypatch.setattr("retailrocket_async.cli._check.credentials", interrupted)
     result = run_command("check", env={"RETAILROCKET_API_KEY": "key", "RETAILROCKET_PARTNER_ID": "shop"})
 
@@ -158,7 +158,7 @@ def test_interruption_while_starting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["demo", "emulate"])
 def test_interruption_while_the_emulator_is_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If Ctrl-C is pressed while the emulator is imported, the command prints "interrupted", as always."""
+    """If Ctrl-C is pressed while the emulator is imported, the command prints "interrupted", with status 130."""
     monkeypatch.setattr(sys, "meta_path", [Interrupting("uvicorn"), *sys.meta_path])
     with unimported("retailrocket_async.emulator", "uvicorn"):
         result = run_command(name)
@@ -199,7 +199,7 @@ def test_key_is_never_printed(arguments: tuple[str, ...], key: str) -> None:
 
 
 def test_key_as_an_argument_is_refused_unread() -> None:
-    """If the key is given as an argument, the command refuses it and does not print it."""
+    """If the key is given as an argument, the command prints an error that does not contain the key."""
     result = run_command("check", "--api-key=s3cret")
 
     assert result.exit_code == 2

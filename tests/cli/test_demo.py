@@ -1,4 +1,4 @@
-"""`demo` sends the events of a made-up day and reports every difference from what was recorded."""
+"""Tests of the command `demo`: it sends the events of a made-up day and compares them with the recorded events."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_differences_are_reported(changes: dict[str, object], message: list[str]
 
 
 def test_undelivered_events_are_reported() -> None:
-    """If the client could not deliver events, they are reported."""
+    """If the client delivered fewer events than it sent, `differences` reports both numbers."""
     missing = _demo.Sent(Counter(view=2, search=1), Stats(delivered=2, requests=2), 1.0)
 
     assert ["3 events were sent and 2 are said to be delivered"] == list(_demo.differences(missing, recorded()))
@@ -81,7 +81,7 @@ def test_day_has_all_events() -> None:
 
 
 def test_day_is_in_order() -> None:
-    """If a day is made, its events are in order of time, on one date, and last until the evening."""
+    """The events of a made-up day are in order of time, on one date, and last until the evening."""
     times: list[Any] = [getattr(event, "timestamp", None) for event in shop_day(3_000, 1)]
 
     assert sorted(times) == times
@@ -90,14 +90,14 @@ def test_day_is_in_order() -> None:
 
 
 def test_day_follows_from_its_seed() -> None:
-    """If the seed is the same, the events are the same; another seed makes other events."""
+    """Days with the same seed have the same events; days with different seeds have different events."""
     assert list(shop_day(100, 1)) == list(shop_day(100, 1))
     assert list(shop_day(100, 1)) != list(shop_day(100, 2))
 
 
 @posix
 def test_interruption_on_a_terminal() -> None:
-    """If Ctrl-C is pressed, the demo ends soon with one word, and does not retry to reach the ended emulator."""
+    """If Ctrl-C is pressed, the demo prints "interrupted", ends soon, and makes no further request to the emulator."""
     begun = perf_counter()
     status, seen = on_a_terminal(["demo", "--events", "1000000"], {b"events, ": b"\x03"}, {})
     took = perf_counter() - begun

@@ -1,4 +1,4 @@
-"""`emulate` runs the emulator on a port, and prints the settings for other commands."""
+"""Tests of the command `emulate`: it runs the emulator on a port, and prints the settings for other commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pasted(lines: list[str]) -> dict[str, str]:
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_printed_lines_are_all_that_is_needed(number: signal.Signals) -> None:
-    """If the printed lines are used, another command works; a signal ends the emulator with status 0."""
+    """If the printed `export` lines are run, another command can send; a signal ends the emulator with status 0."""
     line = b'{"view": {"sessionExternalId": "a", "productId": 1}}\n'
     with started("emulate", "--port", "0") as process:
         lines = announced(process)
@@ -64,7 +64,7 @@ def test_key_of_the_environment() -> None:
 
 @posix
 def test_options_reach_the_emulator() -> None:
-    """If latency or unknown events are set by options, the emulator uses them."""
+    """The options `--latency` and `--allow-custom` of the command change the emulator's behaviour."""
     line = b'{"wishlist": {"sessionExternalId": "a"}}\n'
     with started("emulate", "--port", "0", "--limit", "0", "--latency", "0.2", "--allow-custom") as process:
         env = {**PLAIN, **pasted(announced(process))}
@@ -112,7 +112,7 @@ def test_output_that_takes_nothing(output: str, complaint: str) -> None:
 
 
 def test_failure_while_serving_is_not_one_of_listening(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If an error occurs after the emulator listens, it is not reported as a port in use."""
+    """If an error occurs after the emulator has begun to listen, the command does not say that the port is in use."""
 
     def unannounced(_: object) -> None:
         raise OSError

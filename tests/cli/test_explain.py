@@ -1,4 +1,4 @@
-"""The command line's explanations of why an event was not delivered."""
+"""Tests of the command line's explanations of why an event was not delivered."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def test_refusal_is_explained_by_options(status: int) -> None:
     ],
 )
 def test_is_hopeless(outcome: Undelivered, *, hopeless: bool) -> None:
-    """If the API refuses access, does not answer or cannot be reached, sending further events is hopeless."""
+    """`is_hopeless` is true if the API refuses access, does not answer or cannot be reached; otherwise it is false."""
     assert hopeless is is_hopeless(outcome)

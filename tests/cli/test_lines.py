@@ -1,4 +1,4 @@
-"""The parser of input lines: envelopes (JSON), rows of the clickstream (CSV), and bad lines."""
+"""Tests of the parser of input lines: envelopes (JSON), rows of the clickstream data set (CSV), and bad lines."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOO_LONG = "is longer than 1,048,576 bytes, and is not written to the rejects"
 
 
 def found_in(*pieces: bytes, allow_custom: bool = False) -> list[Event | BadLine]:
-    """Return the events and bad lines of an input that arrives in these pieces."""
+    """Return the events and bad lines of an input that arrives in these pieces; a piece may end within a line."""
     lines = Lines("in", Clickstream(9.9, 2), allow_custom=allow_custom)
     return [*(found for piece in pieces for found in lines.feed(piece)), *lines.finish()]
 
@@ -64,7 +64,7 @@ def test_envelope() -> None:
     ],
 )
 def test_row(text: str, event: Event) -> None:
-    """If a line is a row, it becomes the event that the row names, with its time in milliseconds, UTC."""
+    """A row becomes the event that the row names, with the row's time, which is in milliseconds, UTC."""
     assert [event] == row(text)
 
 
@@ -115,7 +115,7 @@ def test_bad_row(text: str, reason: str) -> None:
     ],
 )
 def test_bad_line(line: bytes, reason: str) -> None:
-    """If a line is anything else, it becomes a bad line, and the next line is parsed as usual."""
+    """If a line is neither blank nor a valid event or row, it is a bad line, and the next line is parsed as usual."""
     bad, good = found_in(VIEW + b"\n" + line + b"\n" + VIEW)[1:]
 
     assert str(bad).startswith(f"in:2: {reason}")
@@ -134,7 +134,7 @@ def test_bad_line_keeps_its_bytes() -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("first", [VIEW, HEADER + b"\n1430622120563,7,view,1,"])
 def test_editors_habits(mark: bytes, end: bytes, first: bytes) -> None:
-    """If the input has a byte order mark, blank lines, CR LF or no last line break, the events are the same."""
+    """If the input has a byte order mark, blank lines, CR LF or no last line break, the same events are found."""
     lines = [*first.split(b"\n"), b"", b"  \t", VIEW]
 
     assert [Event, Event] == [Event for found in found_in(mark + end.join(lines)) if isinstance(found, Event)]
@@ -142,7 +142,7 @@ def test_editors_habits(mark: bytes, end: bytes, first: bytes) -> None:
 
 
 def test_numbers_count_every_line() -> None:
-    """If there are blank lines and headers, they are counted, so line numbers are those of an editor."""
+    """Blank lines and headers are counted, so the line numbers are those that an editor shows."""
     assert ["in:4: "] == [message[:6] for message in complaints(b"\n" + HEADER + b"\n\nx\n")]
 
 
@@ -175,7 +175,7 @@ def test_too_large_event() -> None:
 
 
 def test_endless_line() -> None:
-    """If a line is endless, it is one bad line and takes limited memory; the next line is parsed as usual."""
+    """If a line is endless, it becomes one bad line and takes limited memory; the next line is parsed as usual."""
     tracemalloc.start()
     lines = Lines("in", Clickstream(1, 1), allow_custom=False)
     found = [found for _ in range(100) for found in lines.feed(b"x" * MAX_LINE)]
@@ -188,7 +188,7 @@ def test_endless_line() -> None:
 
 
 def test_a_line_in_small_pieces_is_not_copied_for_each() -> None:
-    """If a long line arrives in small pieces, it is not copied for each piece."""
+    """If a long line arrives in small pieces, the bytes read so far are not copied for each piece."""
     lines = Lines("in", Clickstream(1, 1), allow_custom=False)
     buffers = {id(lines._rest) for _ in range(1000) for _ in [*lines.feed(b"x" * 100), None]}
 
@@ -203,7 +203,7 @@ def test_endless_last_line() -> None:
 @PROPERTY
 @given(data=st.binary(max_size=300), cuts=st.lists(st.integers(0, 300), max_size=5))
 def test_pieces_do_not_matter(data: bytes, cuts: list[int]) -> None:
-    """If an input arrives in any pieces, its lines are the same, and no error is raised."""
+    """In whatever pieces an input arrives, the same events and bad lines are found, and no error is raised."""
     bounds = [0, *sorted(cuts), len(data)]
     pieces = [data[begin:end] for begin, end in itertools.pairwise(bounds)]
 
@@ -227,13 +227,13 @@ def test_impossible_price_or_quantity(price: float, quantity: float) -> None:
 
 
 def read(path: Path) -> tuple[bytes, str | None]:
-    """Return all data of an input, and the reason why it could not be read to its end, or None."""
+    """Return all data of an input, and the reason why it could not be read to its end (None if it could)."""
     *chunks, last = Source(path).chunks()
     return b"".join(chunk.data for chunk in chunks), last.failure
 
 
 def test_gzip_by_its_first_bytes(tmp_path: Path) -> None:
-    """If a file is gzipped, its content shows this; several gzip members are read, too."""
+    """A gzip file is recognized by its content; a file that consists of several gzip members is read completely."""
     path = tmp_path / "events.txt"
     path.write_bytes(gzip.compress(b"one\n") + gzip.compress(b"two\n"))
 
@@ -298,7 +298,7 @@ def test_position_is_of_the_stored_file(tmp_path: Path) -> None:
 def test_file_of_somebody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file that may not be read ends the command with a sentence, before anything is sent."""
+    """If a file may not be read, the command prints one sentence and ends before anything is sent."""
     path = tmp_path / "events"
     path.touch()
     # The tests may run as root, who may read every file, so the check is replaced.
@@ -314,7 +314,7 @@ def test_file_of_somebody_else(
 
 
 async def test_defect_while_reading_is_raised() -> None:
-    """If the reading thread raises an error, it is raised in the event loop, and not taken for the input's end."""
+    """If the reading thread raises an error, the event loop raises this error and does not end the input silently."""
 
     class Broken(Source):
         def chunks(self) -> Generator[Chunk]:
@@ -326,7 +326,7 @@ async def test_defect_while_reading_is_raised() -> None:
 
 
 def test_file_that_goes_away(tmp_path: Path) -> None:
-    """If a file is removed before it is read, this is reported, and no error is raised."""
+    """If a file is removed before it is read, the chunk's `failure` says so, and no error is raised."""
     path = tmp_path / "events"
     path.touch()
     source = Source(path)

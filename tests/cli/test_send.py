@@ -1,4 +1,7 @@
-"""`send`: every event of the inputs is recorded once and in order, or is reported and written to the rejects file."""
+"""Tests of the command `send`: every event is recorded once and in order, or is reported and written to a rejects file.
+
+The rejects file has the events that were not delivered, and the lines that are not events.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ def until(holds: Callable[[], object]) -> None:
 
 
 def lines_of(source: Source) -> Lines:
-    """Return a parser for the lines of this source."""
+    """Return a parser for the lines of this input."""
     return Lines(source.name, Clickstream(1, 1), allow_custom=False)
 
 
@@ -71,7 +74,7 @@ def views(count: int) -> bytes:
 
 
 def recorded(emulator: EmulatorProcess) -> dict[str, list[tuple[str, int]]]:
-    """Return the recorded events of each visitor, in order."""
+    """Return the recorded events by visitor, in order."""
     acts: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for event in emulator.events():
         acts[event["fields"]["sessionExternalId"]].append((event["name"], event["fields"]["productId"]))
@@ -79,7 +82,7 @@ def recorded(emulator: EmulatorProcess) -> dict[str, list[tuple[str, int]]]:
 
 
 def meant(lines: list[str]) -> dict[str, list[tuple[str, int]]]:
-    """Return the events of each visitor that these rows describe, in order."""
+    """Return the events that these rows describe, by visitor and in order."""
     acts: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for line in lines:
         _, visitor, kind, item, _ = line.split(",")
@@ -100,7 +103,7 @@ def count_of(path: Path) -> int:
 
 
 def test_clickstream(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """If a clickstream is sent, every row is recorded once and in order, with few requests."""
+    """If a clickstream file (CSV) is sent, every row is recorded once and in order, with few requests."""
     made = rows(5_000)
     path = tmp_path / "events.csv"
     path.write_bytes(clickstream(made))
@@ -116,7 +119,7 @@ def test_clickstream(emulator: EmulatorProcess, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real clickstream is not here")
 def test_real_clickstream(emulator: EmulatorProcess) -> None:
-    """If the real clickstream is sent, all events are recorded once, in order, within the limit."""
+    """If the real clickstream file is sent, all its events are recorded once, in order, within the limit."""
     result = run_command("send", REAL, env=settings_for(emulator))
     stats = emulator.stats()
 
@@ -141,7 +144,7 @@ def test_order_is_kept_when_requests_fail(emulator: EmulatorProcess, tmp_path: P
 
 
 def test_orders_have_the_price_and_quantity_of_the_options(emulator: EmulatorProcess) -> None:
-    """If the clickstream has orders, their price and quantity are those of the options."""
+    """If rows are orders, the events get the price and quantity that `--price` and `--quantity` give."""
     row = clickstream(["1430622120563,7,transaction,1,4000"])
     run_command("send", "-", "--price", "9.90", "--quantity", "2.5", env=settings_for(emulator), stdin=row)
     [event] = emulator.events()
@@ -237,7 +240,7 @@ def test_damaged_file_is_reported_and_the_next_one_sent(emulator: EmulatorProces
 
 
 def test_rejects_can_be_corrected_and_sent(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """If the rejects are corrected and sent, exactly the missing events are delivered."""
+    """If a rejects file is corrected and sent, exactly the events that were missing are delivered."""
     made = rows(1_000)
     spoilt = [line if number % 100 else f"{line}," for number, line in enumerate(made)]
     path, rejects, again = tmp_path / "events.csv", tmp_path / "rejects", tmp_path / "again"
@@ -262,7 +265,7 @@ def test_rejects_can_be_corrected_and_sent(emulator: EmulatorProcess, tmp_path: 
 
 
 def test_rejects_keep_bad_lines_as_they_are(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """If lines are bad, the rejects file contains them byte for byte, and no good lines."""
+    """If lines are bad, the rejects file contains these lines byte for byte, and no good lines."""
     rejects = tmp_path / "rejects"
     run_command(
         "send",
@@ -278,7 +281,7 @@ def test_rejects_keep_bad_lines_as_they_are(emulator: EmulatorProcess, tmp_path:
 
 @posix
 def test_rejects_are_their_owners_alone(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """If rejects are written, only their owner may read the file, because events contain personal data."""
+    """The rejects file can be read only by its owner, because events contain personal data."""
     rejects = tmp_path / "rejects"
     run_command("send", "-", "--rejects", rejects, env=settings_for(emulator), stdin=b"oops\n")
 
@@ -376,7 +379,7 @@ def test_wrong_use(emulator: EmulatorProcess, arguments: list[str], env: dict[st
 
 
 def test_insecure_address_is_allowed_by_option(emulator: EmulatorProcess) -> None:
-    """If the address is plain http on another host, an option must allow it."""
+    """If `--allow-insecure-http` is given, `send` accepts a plain http address on another host."""
     options = ("--base-url", "http://nowhere.invalid/1.0/", "--allow-insecure-http", "--give-up-after", "0")
     result = run_command("send", "-", *options, env=settings_for(emulator), stdin=views(1))
 
@@ -450,7 +453,7 @@ def test_no_traceback_and_no_control_characters_in_a_pipe(emulator: EmulatorProc
 @posix
 @pytest.mark.endurance
 def test_memory_does_not_grow_with_the_input(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """If a file is much larger than the buffer, the command needs no more memory than for a small one."""
+    """If a file is much larger than the buffer, the command needs no more memory than for a small file."""
     code = (
         "import resource, sys, atexit; from retailrocket_async.cli import main;"
         "atexit.register(lambda: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)); main()"
@@ -488,7 +491,7 @@ def test_interruption_delivers_what_was_read(emulator: EmulatorProcess, number: 
 
 @posix
 def test_watch_follows_a_growing_file(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """If `--watch` is given, the file is followed while it grows, is truncated or replaced."""
+    """If `--watch` is given, `send` follows the file: it sends new lines, also after truncation or replacement."""
     path, all_of_it = tmp_path / "events", views(9).splitlines(keepends=True)
     path.write_bytes(b"".join(all_of_it[:2]) + all_of_it[2][:20])
     with started("send", path, "--watch", "--json", env=settings_for(emulator)) as process:
@@ -498,7 +501,7 @@ def test_watch_follows_a_growing_file(emulator: EmulatorProcess, tmp_path: Path)
         until(lambda: emulator.stats()["total_events"] == 3)
         path.rename(tmp_path / "events.1")
         with (tmp_path / "events.1").open("ab") as file:
-            # The writer still has the file open and does not end this line.
+            # This simulates a program that still has the renamed file open, and has not ended its last line yet.
             file.write(b"\n" + all_of_it[4].rstrip())
         path.write_bytes(b"".join(all_of_it[5:8]))
         until(lambda: emulator.stats()["total_events"] == 8)
@@ -529,7 +532,7 @@ def test_what_does_not_go_together(arguments: tuple[str, ...], message: str) -> 
 
 
 def test_gzip_is_not_followed(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """If a compressed file is to be followed, the command says that this is impossible."""
+    """If `--watch` is given with a compressed file, the command says that such a file cannot be followed."""
     path = tmp_path / "events.gz"
     path.write_bytes(gzip.compress(views(3)))
     result = run_command("send", path, "--watch", env=settings_for(emulator))
@@ -539,7 +542,7 @@ def test_gzip_is_not_followed(emulator: EmulatorProcess, tmp_path: Path) -> None
 
 
 def test_from_line_goes_on_where_a_run_ended(emulator: EmulatorProcess, tmp_path: Path) -> None:
-    """If `--from-line` is given, earlier lines are parsed, because of headers, but not sent."""
+    """If `--from-line` is given, earlier lines are parsed, because they may be headers, but they are not sent."""
     path = tmp_path / "events.csv"
     lines = rows(10)
     path.write_bytes(clickstream(lines))
@@ -582,7 +585,7 @@ def test_second_interruption_stops_at_once(emulator: EmulatorProcess, tmp_path: 
 
 @posix
 async def test_interruption_while_the_buffer_is_full(tmp_path: Path) -> None:
-    """If the command is interrupted, the rejects file has exactly the events up to the reported line."""
+    """If the command is interrupted, the rejects file has exactly the events up to the line that is reported."""
     path = tmp_path / "events"
     path.write_bytes(views(20_000))
     clients: list[AsyncTrackingClient] = []
@@ -646,7 +649,7 @@ def test_nobody_answers_the_prompt(emulator: EmulatorProcess) -> None:
 
 @posix
 def test_key_is_asked_for_on_a_terminal(emulator: EmulatorProcess) -> None:
-    """If the variable is missing, the command asks for the key on the terminal, and does not show it."""
+    """If RETAILROCKET_API_KEY is not set, the command asks for the key on the terminal, and does not show it."""
     env = {**settings_for(emulator), "RETAILROCKET_API_KEY": ""}
     status, seen = on_a_terminal(["check"], {b"does not show": b"dev-api-key\n"}, env)
 
@@ -656,7 +659,7 @@ def test_key_is_asked_for_on_a_terminal(emulator: EmulatorProcess) -> None:
 
 @posix
 def test_pipe_that_does_not_block(emulator: EmulatorProcess) -> None:
-    """If another program left a pipe non-blocking, it is read to its end."""
+    """If standard input is a pipe in non-blocking mode, the pipe is read to its end."""
     code = f"import os; os.set_blocking(0, False); {MAIN}"
     with started("send", "-", env=settings_for(emulator), code=code) as process:
         feed(process, views(1))
@@ -679,7 +682,7 @@ def test_closed_standard_input(arguments: list[str]) -> None:
 
 @posix
 def test_process_without_standard_input() -> None:
-    """If the process was started with a closed standard input, the command says so, too."""
+    """If the process is started with a closed standard input, the command says so."""
     assert (2, "", CLOSED) == finished("send", "-", code=WITHOUT_INPUT)
 
 
@@ -695,7 +698,7 @@ def test_no_key_and_closed_standard_input(tmp_path: Path) -> None:
 
 
 def delivered_all(status: int, printed: str, extra: bytes) -> tuple[int, bool]:
-    """Return the status, and True if the sentence about complete delivery was printed exactly if it was true."""
+    """Return the exit status, and whether "Everything was delivered" was printed exactly if `extra` is empty."""
     return status, ("Everything was delivered: 3 events in 1 requests.\n" in printed) is not bool(extra)
 
 
@@ -706,7 +709,7 @@ def delivered_all(status: int, printed: str, extra: bytes) -> tuple[int, bool]:
 def test_output_that_cannot_be_written(
     *, emulator: EmulatorProcess, unwritable: str, complaint: str, extra: bytes, status: int, buffered: bool
 ) -> None:
-    """If an output cannot be written, the exit status still says whether all was delivered."""
+    """If standard output cannot be written, the exit status still says whether all events were delivered."""
     output = unwritable_output(unwritable, buffered=buffered)
     result = run_command("send", "-", env=settings_for(emulator), stdin=views(3) + extra, stdout=output)
 
@@ -719,7 +722,7 @@ def test_output_that_cannot_be_written(
 @posix
 @pytest.mark.parametrize(("output", "complaint"), [(GONE, ""), (FULL, NO_SPACE)])
 def test_process_whose_output_cannot_be_written(emulator: EmulatorProcess, output: str, complaint: str) -> None:
-    """If the interpreter cannot write its buffers at the end, the exit status and message are the same."""
+    """If the interpreter cannot write its buffers when it ends, status and message still say that all was delivered."""
     ended, _, printed = finished("send", "-", env=settings_for(emulator), code=f"{output}; {MAIN}", stdin=views(3))
 
     assert (0, True) == delivered_all(ended, printed, b"")
@@ -741,7 +744,7 @@ def test_no_output_can_be_written(emulator: EmulatorProcess, unwritable: str) ->
 @posix
 @pytest.mark.parametrize(("unwritable", "complaint"), UNWRITABLE)
 def test_dry_run_whose_output_cannot_be_written(unwritable: str, complaint: str) -> None:
-    """If a dry run cannot print the bad lines, its exit status still says that it found some."""
+    """If a dry run cannot print the bad lines, its exit status still says that there are some."""
     output = unwritable_output(unwritable)
     result = run_command("send", "--dry-run", "-", stdin=b"oops\n" * 3, stdout=output)
 

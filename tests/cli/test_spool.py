@@ -1,4 +1,4 @@
-"""`spool` shows, exports, removes and replays the events and dead letters of a spool."""
+"""Tests of the command `spool`: it shows, exports, removes and replays events and dead letters of a spool on disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def spool(tmp_path: Path) -> Path:
-    """Provide a spool with three waiting events and two dead letters."""
+    """Return the directory of a spool (a queue on disk) with three waiting events and two dead letters."""
     file = SpoolFile(tmp_path / "spool", shop="shop-1")
     file.open()
     with file.transaction():
@@ -69,7 +69,7 @@ def test_json(spool: Path) -> None:
 
 
 def test_stat_sees_who_sends(spool: Path) -> None:
-    """If a process sends the spool's events, `stat` says so."""
+    """If a process is sending the spool's events, `stat` says so."""
     file = SpoolFile(spool)
     file.open()
     file.lease.acquire()
@@ -94,7 +94,7 @@ def test_dead_list(spool: Path) -> None:
 
 
 def test_dead_replay(spool: Path) -> None:
-    """If `dead replay` is run, dead letters become waiting events again."""
+    """If `dead replay` is run, dead letters become waiting events again, which will be sent."""
     assert "1 dead letters wait" in run("dead", "replay", spool, "--limit", 1).stdout
     assert run("dead", "replay", spool).exit_code == 0
     found = SqliteSpool(spool).stat()
@@ -117,7 +117,7 @@ def test_purge(spool: Path) -> None:
 
 
 def test_purge_leaves_what_is_being_sent(spool: Path) -> None:
-    """If a process has read events for sending, `purge` does not remove them, as they may be in flight."""
+    """If another process has read events to send them, `purge` keeps them, because they may be in flight."""
     file = SpoolFile(spool)
     file.open()
     file.lease.acquire()

@@ -32,17 +32,17 @@ def worst_window(times: Iterable[float], per: float) -> int:
 
 
 class LimiterContract(abc.ABC):
-    """Tests a limiter. A subclass defines `make` and, if the limiter needs real time, also `run` and `per`."""
+    """Tests that a limiter must pass. A subclass defines `make`, and also `run` and `per` if it needs real time."""
 
     per: float = 1.0
     """The length of the limit's window in these tests, in seconds."""
 
     lateness: float = 0.0
-    """Seconds that a real machine may be late; 0 for a virtual clock, which is never late."""
+    """Seconds by which a permit may come too late on a real machine; 0 on a virtual clock, which is never late."""
 
     @abc.abstractmethod
     def make(self, rate_limit: RateLimit) -> Limiter:
-        """Return a new limiter that keeps `rate_limit`."""
+        """Return a new limiter that lets no more requests through than `rate_limit` allows."""
 
     def run(self, test: Coroutine[Any, Any, T]) -> T:
         """Run the coroutine `test` on a new event loop."""
@@ -106,7 +106,7 @@ class LimiterContract(abc.ABC):
         assert list(range(20)) == self.run(test())
 
     def test_cancelled_waiters_block_nobody(self) -> None:
-        """If all earlier waiters are cancelled, the next waiter gets a permit as if they had never called."""
+        """If all earlier waiters are cancelled, the next waiter gets a permit as early as if it were the first one."""
 
         async def test() -> float:
             limiter = self.make(self.limit(4))

@@ -44,7 +44,7 @@ def bodies_of(messages: Sequence[Message]) -> list[bytes]:
 
 
 class SourceContract(abc.ABC):
-    """Tests a source. A subclass sets attributes if its broker promises less than others."""
+    """Tests that a source must pass. A subclass sets the attributes if its broker guarantees less than others do."""
 
     lease: float | None = 1.0
     """The lease in seconds; None if a relay keeps its messages as long as the relay is connected."""
@@ -72,7 +72,7 @@ class SourceContract(abc.ABC):
         """Publish messages to this test's stream, in order."""
 
     async def crash(self, source: Any) -> None:
-        """Close a source as if its process were killed: messages are neither settled nor released."""
+        """Close a source as if its process were killed: its messages are neither settled nor released."""
         await source.aclose()
         self._sources.remove(source)
 
@@ -109,7 +109,7 @@ class SourceContract(abc.ABC):
         return found
 
     async def nothing_left(self, source: Any, seconds: float = 0.3) -> None:
-        """Check that a fetch of `seconds` returns no message."""
+        """Check that a fetch that waits for `seconds` returns no message."""
         assert list(await source.fetch(500, seconds)) == []
 
     # --- fetching ---
@@ -211,7 +211,7 @@ class SourceContract(abc.ABC):
     # --- settling ---
 
     async def test_settled_is_gone(self) -> None:
-        """If a message is settled, it is not handed out again after a restart of the relay."""
+        """If a message is settled, it is not fetched again after a restart of the relay."""
         await self.publish(numbered(10))
         source = await self.source()
         await source.settle(await self.collect(source, 10), [])
@@ -291,11 +291,11 @@ class SourceContract(abc.ABC):
         await self.all_of(second, numbered(5))
 
         assert clock() - began >= 0.9 * self.lease
-        # A source looks for expired leases every half lease. A slow machine gets two seconds more.
+        # A source looks for expired leases twice in the time of a lease. A slow machine gets two seconds more.
         assert clock() - ended <= 1.6 * self.lease + 2.0
 
     async def test_extended_stays(self) -> None:
-        """If a lease is extended in time, no other relay gets the message."""
+        """If a lease is extended before its end, no other relay gets the message."""
         if self.lease is None:
             pytest.skip("a lease without an end")
         await self.publish(numbered(10))
@@ -326,7 +326,7 @@ class SourceContract(abc.ABC):
         await self.nothing_left(second, 1.2 * self.lease)
 
     async def test_extending_nothing(self) -> None:
-        """If no messages are given, extending leases does nothing, whether or not messages are handed out."""
+        """If `extend` gets no messages, it does nothing, whether or not the source has fetched messages."""
         source = await self.source()
         await source.extend([])
         await self.publish(numbered(1))
@@ -334,7 +334,7 @@ class SourceContract(abc.ABC):
         await source.extend([])
 
     async def test_extending_while_fetching(self) -> None:
-        """While a fetch waits, leases can be extended and the lag can be read."""
+        """While a fetch waits, leases of other messages can be extended, and the lag can be read."""
         await self.publish(numbered(3))
         source = await self.source()
         found = await self.collect(source, 3)
@@ -358,7 +358,7 @@ class SourceContract(abc.ABC):
         assert set(bodies_of(again)) == set(numbered(4, first=2))
 
     async def test_opened_again(self) -> None:
-        """If an open source is opened again, as after a failure, it hands out the remaining messages, none twice."""
+        """If an open source is opened again, as after a failure, it returns the remaining messages, and none twice."""
         await self.publish(numbered(6))
         source = await self.source()
         found = await self.collect(source, 3)
@@ -372,7 +372,7 @@ class SourceContract(abc.ABC):
     # --- lag ---
 
     async def test_lag(self) -> None:
-        """If the broker reports the lag, the lag counts waiting messages and handed-out messages."""
+        """If the broker reports its lag, the lag counts the waiting messages and the fetched, unsettled messages."""
         source = await self.source()
         await self.publish(numbered(10))
         found = await self.collect(source, 4, most=4)
@@ -385,7 +385,7 @@ class SourceContract(abc.ABC):
     # --- dead letters ---
 
     async def test_dead_letters_tell(self) -> None:
-        """If a message is settled as dead, a dead letter has its body, its id and the reason, and is not handed out."""
+        """If a message is settled as dead, its dead letter has its body, id and reason, and it is not fetched again."""
         await self.publish(BODIES)
         source = await self.source()
         found = await self.collect(source, len(BODIES))

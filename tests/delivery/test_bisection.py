@@ -170,12 +170,14 @@ def refusing(*culprits: int, status: int = 400) -> Callable[[Request], Step | in
     return lambda request: status if set(request.numbers) & set(culprits) else OK
 
 
-def outcomes(count: int, then: Callable[[Request], Step | int], **options: object) -> tuple[list[Outcome], Engine]:
-    """Track `count` events together; return their outcomes and the engine."""
+def outcomes(
+    count: int, then: Callable[[Request], Step | int], *, visitor: str | None = None, **options: object
+) -> tuple[list[Outcome], Engine]:
+    """Track `count` events together, each of another visitor if `visitor` is None; return their outcomes and the engine."""
 
     async def test() -> tuple[list[Outcome], Engine]:
         engine = Engine(ScriptedTransport(then=then), **options)  # type: ignore[arg-type]
-        receipts = await engine.track_all(range(count))
+        receipts = [await engine.track(number, visitor) for number in range(count)]
         return [await receipt for receipt in receipts], engine
 
     return run(test())
@@ -248,7 +250,7 @@ def test_a_part_that_fails_is_retried_alone(failure: Step | int) -> None:
 def test_an_ordered_visitor_stays_in_order() -> None:
     """If events are ordered, a refused batch is recorded in the order of tracking, and before all later events."""
     options = {"batching": Batching(max_events=8)}
-    _, engine = outcomes(40, refusing(2, 13, 30), **options)
+    _, engine = outcomes(40, refusing(2, 13, 30), visitor="visitor", **options)
 
     assert engine.transport.recorded_numbers == [number for number in range(40) if number not in (2, 13, 30)]
 

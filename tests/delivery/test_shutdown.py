@@ -221,7 +221,7 @@ def test_nothing_left_writes_nothing(tmp_path: Path) -> None:
 
 async def test_a_large_buffer_is_dropped_in_turns(virtual_clock: CheckedLoop) -> None:
     """If a close drops many events and has time, other tasks run meanwhile, and all events are reported."""
-    engine = Engine(ScriptedTransport(then=NEVER))
+    engine = Engine(ScriptedTransport(then=NEVER), batching=Batching(max_in_flight=8))
     await engine.track_all(range(20_000))
     turned = 0
 
@@ -282,7 +282,7 @@ def test_our_own_work_makes_no_close_late() -> None:
     """If settling takes longer than the time reserved for it, the rest is settled in one step, in time."""
 
     async def test() -> None:
-        engine = Engine(ScriptedTransport(then=NEVER))
+        engine = Engine(ScriptedTransport(then=NEVER), batching=Batching(max_in_flight=8))
         await engine.track_all(range(30_000))
         begin = now()
         report = await engine.aclose(0.1)

@@ -9,10 +9,11 @@ A door is a function that reads data from outside. Each door reads each large ca
 must hold:
 
 - A door takes at most `DOORS[...]` microseconds for each byte, which is several times what a slow machine needs.
-- Four times the input takes at most `WORSE` times four times as long. So the time grows in proportion to the input and
-  not to its square, on any machine.
-- A door takes at most `MEMORY` bytes of memory for each byte of the input, plus `SLACK`. orjson takes 12 before it has
-  read anything, and turns an empty list of three bytes into an object of 56 bytes and a pointer.
+- An input that is four times as long takes at most `4 * WORSE` times as long. So the time grows in proportion to the
+  input and not to its square, on any machine.
+- A door takes at most `MEMORY` bytes of memory for each byte of the input, plus `SLACK` bytes. The parser orjson alone
+  takes 12 bytes for each byte before it has read anything, and turns an empty list (three bytes with the comma) into an
+  object of 56 bytes and a pointer.
 
 The check takes five minutes, so it is a part of the nox session ``fuzz`` and not of the tests.
 """
@@ -107,7 +108,10 @@ def _bytes(door: Callable[[bytes], object], data: bytes) -> int:
 
 
 def complaints(name: str, case: str, size: int) -> list[str]:
-    """Measure a door on a case of `size` bytes and of a quarter of that; return a message for each exceeded bound."""
+    """Measure the door `name` (a function that reads data from outside) on two sizes of a case.
+
+    The sizes are `size` and a quarter of it, in bytes. Return a message for each exceeded bound.
+    """
     allowed, door = DOORS[name]
     small, large = LARGE[case](size // 4), LARGE[case](size)
     briefly, long = _seconds(door, small), _seconds(door, large)
@@ -123,7 +127,10 @@ def complaints(name: str, case: str, size: int) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure all doors on all cases, print a line for each exceeded bound, and return the exit status."""
+    """Measure all doors (functions that read data from outside) on all cases; print a line for each exceeded bound.
+
+    Return the exit status: 1 if a bound is exceeded.
+    """
     size = int(float(arguments[0]) * 1e6) if arguments else 10_000_000
     told = [each for name in DOORS for case in LARGE for each in complaints(name, case, size)]
     print("\n".join([*told, f"{len(DOORS)} doors, {len(LARGE)} cases of {size:,} bytes: {len(told)} too much"]))  # noqa: T201

@@ -35,7 +35,7 @@ NESTING = 4
 
 
 class Draw:
-    """Takes the bytes of `data` as a sequence of decisions. When `data` is used up, all further bytes are 0."""
+    """Makes decisions from the bytes of `data`, one after the other. When all bytes are used, each next byte is 0."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -47,15 +47,15 @@ class Draw:
         return self._data[at] if at < len(self._data) else 0
 
     def pick(self, choices: Sequence[T]) -> T:
-        """Return one of at most 256 `choices`."""
+        """Return one of `choices`, of which there are at most 256; the next byte decides which one."""
         return choices[self.byte() % len(choices)]
 
     def chance(self, one_in: int) -> bool:
-        """Return True in about one of `one_in` calls."""
+        """Return True in about one of `one_in` calls; the next byte decides."""
         return self.byte() % one_in == 1
 
     def bytes(self) -> bytes:
-        """Return up to 63 of the next bytes."""
+        """Return up to 63 of the next bytes; the byte before them decides how many."""
         size = self.byte() % 64
         at, self._at = self._at, self._at + size
         return self._data[at : self._at]
@@ -142,7 +142,7 @@ _USUAL: list[Any] = [
 
 
 def value(draw: Draw, depth: int = NESTING) -> Any:
-    """Return a Python value: one of `_USUAL`, one of `_ODD`, a drawn scalar, or a collection of such values."""
+    """Return a Python value: a usual one, an odd one, a drawn text or number, or a collection of such values."""
     kind = draw.byte() % 12
     makers: list[Callable[[Draw], Any]] = [
         *[lambda draw: draw.pick(_USUAL)] * 3,
@@ -177,7 +177,7 @@ def _moment(draw: Draw) -> datetime:
 
 
 def fields(draw: Draw, cls: type[Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return keyword arguments for `cls`: valid required ones, of which up to three are replaced or added to."""
+    """Return keyword arguments for `cls`: valid required ones, and then one to three random ones with random values."""
     made: dict[str, Any] = {"session_external_id": SESSION, **MINIMAL.get(cls, {})}
     for _ in range(1 + draw.byte() % 3):
         made[draw.pick(names)] = value(draw)

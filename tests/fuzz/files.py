@@ -1,4 +1,4 @@
-"""Fuzz targets for the input files of the command ``send``: their bytes, their lines, their rows."""
+"""Fuzz targets for the input files of the command `send`: their bytes, their lines, their rows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def lines(data: bytes) -> None:
 
 
 def lines_drawn(data: bytes) -> None:
-    """Read lines that are made from decisions; most of them are nearly valid."""
+    """Read lines that `Draw` makes from the bytes; most of these lines are nearly valid."""
     draw = Draw(data)
     kinds: list[Callable[[], bytes]] = [lambda: drawn.envelope(draw), lambda: _row(draw), draw.bytes, lambda: HEADER]
     made = [draw.pick(kinds)() for _ in range(1 + draw.byte() % 6)]
@@ -74,8 +74,8 @@ def _check_bad(bad: BadLine, *, allow_custom: bool) -> None:
     if bad.raw is None:
         return
     assert len(bad.raw) <= MAX_LINE + 1
-    # The command writes bad lines to a file of rejects, after its first line. If this file is read, the line must
-    # be bad again, and of the same kind.
+    # The command writes bad lines to a rejects file, below a header line. If this file is read, the line must be bad
+    # again, and must again be a row or not a row.
     above = HEADER + b"\n" if bad.is_row else b"\n"
     [again] = _found_in([above + bad.raw], allow_custom=allow_custom)
     assert isinstance(again, BadLine)
@@ -127,7 +127,7 @@ class _Stored(Source):
 
 
 def source(data: bytes) -> None:
-    """Read a file that is plain or gzipped, intact or damaged; the first bytes choose which."""
+    """Read a file that is plain or gzipped, and intact or damaged; the first bytes of `data` choose which."""
     draw = Draw(data)
     step = draw.pick([_CHUNK, 1, 7])
     kind = draw.byte() % 4

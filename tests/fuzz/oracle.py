@@ -55,7 +55,7 @@ def faithful(event: Event, data: bytes | str) -> None:
     """Check that the fields of `event` are those that the standard library's JSON parser reads from `data`."""
     try:
         [body] = json.loads(data).values()
-    except RecursionError:  # the value of a repeated key may be too deep for this parser
+    except RecursionError:  # the value of a repeated key may be nested too deep for this parser
         return
     if isinstance(event, CustomEvent):
         assert _same(event.fields, body), "a custom event's fields are not those of the text"

@@ -37,7 +37,7 @@ def _sent() -> list[bytes]:
 
 
 def seeds() -> dict[str, list[bytes]]:
-    """Return the first inputs of every target, by its name."""
+    """Return the first inputs of the targets: a dictionary from the target's name to its inputs."""
     sent = _sent()
     # Targets in `DRAWN` take all bytes as decisions, so their first inputs are random bytes.
     dice = random.Random(0)

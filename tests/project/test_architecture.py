@@ -1,4 +1,4 @@
-"""The tests check which package imports which; docs/architecture.md describes the packages."""
+"""Tests of which package may import which other packages; docs/architecture.md describes the packages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import retailrocket_async
 
 PACKAGE = Path(retailrocket_async.__file__).parent
 
-# A package or module may import only itself and those listed before it. The edges (see `EDGES`) come after all of
-# these.
+# The core of the package, from its lowest to its highest part. A part may import only itself and the parts before it.
+# All other modules, for example the integrations (see `EDGES`), are above the core.
 ORDER = [
     *("_outcome", "_interrupt", "_errors", "_runtime", "_receipt", "_events", "_stats", "_observer"),
     *("_queue", "_http", "_delivery", "_spool", "_client", "__init__"),
@@ -51,7 +51,7 @@ def imports_of(source: str, package: str = "retailrocket_async") -> set[str]:
 
 
 def modules(*patterns: str) -> dict[str, str]:
-    """Return the source of each of the package's files that match a pattern, by dotted name."""
+    """Return the files of the package that match a pattern: a dictionary from dotted module name to source text."""
     paths = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
     return {
         ".".join(("retailrocket_async", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): (
@@ -62,13 +62,13 @@ def modules(*patterns: str) -> dict[str, str]:
 
 
 def package_of(module: str) -> str:
-    """Return the package to which a module's relative imports refer."""
+    """Return the package that contains a module; the module's relative imports refer to this package."""
     folder = PACKAGE.joinpath(*module.split(".")[1:])
     return module if folder.is_dir() else module.rpartition(".")[0]
 
 
 def part_of(module: str) -> str:
-    """Return the package or module of the root that a module belongs to, e.g. ``"_delivery"``."""
+    """Return the part of a module's name directly below the root package, e.g. ``"_delivery"``."""
     return ([*module.split(".")[1:], "__init__"])[0]
 
 
@@ -86,12 +86,12 @@ def upward(module: str, source: str) -> set[str]:
 
 
 def test_the_order_is_complete() -> None:
-    """If a package or module is at the root and not an edge, `ORDER` contains it."""
+    """`ORDER` lists all packages and modules of the core, and no other ones."""
     assert set(ORDER) == {part_of(name) for name in CORE}
 
 
 def test_the_page_agrees() -> None:
-    """If a package is in `ORDER`, the page shows it at the same place, and the page has a line for every module."""
+    """docs/architecture.md lists the packages in the order of `ORDER`, and has a table row for every module."""
     page = Path(__file__).parents[2].joinpath("docs", "architecture.md").read_text("utf-8")
     listed = re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)
     packages = [part for part in ORDER if any(name.startswith(f"retailrocket_async.{part}.") for name in CORE)]
@@ -106,7 +106,7 @@ def test_the_page_agrees() -> None:
 
 @pytest.mark.parametrize("module", sorted(CORE))
 def test_imports_go_down(module: str) -> None:
-    """If a package imports another one, the other one comes before it in `ORDER`."""
+    """A module of the core imports only packages and modules that come before its own in `ORDER`."""
     assert upward(module, CORE[module]) == set()
 
 
@@ -123,20 +123,21 @@ def test_imports_go_down(module: str) -> None:
     ],
 )
 def test_an_upward_import_is_noticed(planted: str) -> None:
-    """If the limiter imports the client, in whatever form, the check reports it."""
+    """If the rate limiter imports the client, with any form of the statement, `upward` reports the import."""
     limiter = "retailrocket_async._delivery.rate_limiter"
 
     assert "_client" in upward(limiter, CORE[limiter] + "\n" + planted)
 
 
 def test_no_cycle() -> None:
-    """If imports are followed, also those for type checking, no module imports itself indirectly."""
+    """No module imports itself indirectly, even if imports for type checking are counted."""
     graph = {name: imports_of(source, package_of(name)) & CORE.keys() for name, source in CORE.items()}
 
     assert set(TopologicalSorter(graph).static_order()) == CORE.keys()
 
 
-# These modules name a missing extra, call foreign code safely, refuse copies, and check the text of settings.
+# Helper modules that every part of the package may import. They name a missing extra, call the user's callbacks
+# safely, prevent objects from being copied, and check the text of settings.
 SHARED_MODULES = {
     "retailrocket_async._interrupt",
     *(
@@ -148,7 +149,7 @@ SHARED_MODULES = {
 
 @pytest.mark.parametrize("module", sorted(EMULATOR))
 def test_the_emulator_stands_alone(module: str) -> None:
-    """If the emulator imports a module of the package, it is the emulator's own or one of the shared modules."""
+    """The emulator imports only its own modules and the shared modules."""
     ours = {name for name in imports_of(EMULATOR[module], package_of(module)) if name.startswith("retailrocket_async.")}
 
     assert {name for name in ours - SHARED_MODULES if not name.startswith("retailrocket_async.emulator")} <= {
@@ -156,7 +157,8 @@ def test_the_emulator_stands_alone(module: str) -> None:
     }
 
 
-# The modules that the web frameworks share are edges too, and public, because others may build on them.
+# The integrations of several web frameworks share these modules, which are public, because other integrations may use
+# them, too.
 _FRAMEWORKS = ["retailrocket_async.application", "retailrocket_async.session"]
 SHARED = {
     "retailrocket_async.asgi": _FRAMEWORKS,
@@ -168,7 +170,7 @@ SHARED = {
 
 @pytest.mark.parametrize("module", sorted(EDGES))
 def test_edges_import_public_names(module: str) -> None:
-    """If an edge imports from the package, it imports public names, its own modules or the shared modules."""
+    """A module outside the core imports only public names, modules of its own package, and the shared modules."""
     edge = "retailrocket_async." + module.split(".")[1]
     imported = imports_of(EDGES[module], package_of(module))
     ours = {name for name in imported if name.split(".")[0] == "retailrocket_async"}
@@ -185,13 +187,13 @@ def test_edges_import_public_names(module: str) -> None:
 
 @pytest.mark.parametrize("library", sorted(FOREIGN))
 def test_few_modules_know_a_library(library: str) -> None:
-    """If a library could be replaced, only the modules listed above import it."""
+    """Only the modules listed in `FOREIGN` import the library, so that it can be replaced there."""
     users = {name for name, source in CORE.items() if library in {each.split(".")[0] for each in imports_of(source)}}
 
     assert {name.removeprefix("retailrocket_async.") for name in users} == FOREIGN[library]
 
 
-# These modules pass their own `http_client`, as any caller may: to measure requests, or to answer them in memory.
+# These modules pass a client of httpx to the tracking client, to measure requests or to answer them in memory.
 CALLERS = {
     "retailrocket_async.cli._measuring",
     "retailrocket_async.testing._client",
@@ -202,5 +204,5 @@ CALLERS = {
 
 @pytest.mark.parametrize("module", sorted({**EDGES, **EMULATOR}.keys() - CALLERS))
 def test_only_the_transport_imports_httpx(module: str) -> None:
-    """If an edge or the emulator imports httpx, it is one of the modules that pass their own client."""
+    """Outside the core, only the modules listed in `CALLERS` import httpx."""
     assert "httpx" not in {name.split(".")[0] for name in imports_of({**EDGES, **EMULATOR}[module])}

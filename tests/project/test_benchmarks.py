@@ -1,4 +1,4 @@
-"""The benchmarks: their tables show the right figures, their demands are judged right, and every part can be run."""
+"""Tests of the benchmarks: tables show the right figures, demands are judged correctly, and every part can be run."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="measured on Linux on
 
 @pytest.fixture
 def server() -> Iterator[sink.Sink]:
-    """Run the server that counts the events it receives."""
+    """Run the benchmarks' HTTP server, which counts the events that it receives."""
     with sink.running() as running:
         yield running
 
 
 def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the benchmarks' command with these arguments. Return the ended process."""
+    """Run the benchmarks' command with these arguments, and return the finished process."""
     command = [sys.executable, "-m", "benchmarks.bench", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
 
@@ -44,19 +44,19 @@ def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     [(None, ""), ("word", "word"), (1_234_567, "1,234,567"), (0.012345, "0.0123"), (99.5, "99.5"), (1234.5, "1,234")],
 )
 def test_cells(value: str | float | None, shown: str) -> None:
-    """If a number is shown, it has three significant figures or is whole, with commas between thousands."""
+    """A number in a table has three significant figures or is whole, and has commas between thousands."""
     assert shown == cell(value)
 
 
 def test_a_table_as_text() -> None:
-    """If a table is shown as text, columns of numbers are aligned right and others left, between title and note."""
+    """A table as text has its title, then the columns (numbers aligned right, others left), then its note."""
     table = Table(title="Title", columns=("who", "µs"), rows=(("a", 1.5), ("long", None)), note="Note.")
 
     assert as_text(table) == "Title\nwho    µs\n----  ---\na     1.5\nlong\nNote."
 
 
 def test_a_table_as_markdown() -> None:
-    """If a table is shown as Markdown, it has the same cells, a bold title, and no line for a missing note."""
+    """A table as Markdown has a bold title, the same cells as the text, and no line for a missing note."""
     table = Table(title="Title", columns=("who", "µs"), rows=(("a", 1.5),))
 
     assert as_markdown(table) == "**Title**\n\n| who | µs |\n|---|---:|\n| a | 1.5 |"
@@ -67,13 +67,13 @@ def test_a_table_as_markdown() -> None:
     [(1.0, False, True), (1.01, False, False), (1.0, True, True), (0.99, True, False)],
 )
 def test_a_demand_is_met_at_its_bound(figure: float, at_least: bool, met: bool) -> None:  # noqa: FBT001
-    """If a figure is on the right side of its demand's bound, or equals the bound, the demand is met."""
+    """A demand is met if the measured figure equals the bound, or is on the allowed side of the bound."""
     assert met == Demand(what="", figure=figure, bound=1.0, at_least=at_least).met
 
 
 @pytest.fixture
 def section() -> Section:
-    """Return a section that has every optional part."""
+    """Return a section of the benchmarks' results that has tables, demands and a series."""
     return Section(
         name="cost",
         title="Cost",
@@ -84,7 +84,7 @@ def section() -> Section:
 
 
 def test_a_run_survives_its_file(section: Section) -> None:
-    """If a run is written as JSON and read again, sections and machine are equal."""
+    """If a run is written as JSON and read again, its sections and its machine are the same as before."""
     machine = Machine.here()
 
     text = bench.as_json([section], machine, Effort())
@@ -93,7 +93,7 @@ def test_a_run_survives_its_file(section: Section) -> None:
 
 
 def test_a_missed_demand_is_named(section: Section) -> None:
-    """If a demand is missed, the last table marks its row, which has figure and bound."""
+    """If a demand is missed, the table of all demands marks it as missed, and shows the figure and the bound."""
     table = bench.verdict([section], Machine.here())
 
     assert table.rows == (("cost", "that", 2.0, "<= 1 ms", "MISSED"),)
@@ -145,7 +145,7 @@ async def test_a_contestant_sends_all_its_events(server: sink.Sink, name: str) -
 
 @linux
 def test_each_part_can_be_measured(server: sink.Sink, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a part of an event's path is measured alone, it runs."""
+    """Each part of an event's way through the client can be measured alone."""
     monkeypatch.setenv(parts.PORT, str(server.port))
 
     seconds = {name: part(2) for group in parts.PARTS.values() for name, part in group.items()}
@@ -156,7 +156,7 @@ def test_each_part_can_be_measured(server: sink.Sink, monkeypatch: pytest.Monkey
 @linux
 @pytest.mark.parametrize("form", ["rows", "envelopes"])
 def test_a_file_like_the_clickstream(tmp_path: Path, form: file.Form) -> None:
-    """If the file for the file benchmark is written twice, both are equal and contain mostly views."""
+    """If the input file of the file benchmark is written twice, both files are equal and contain mostly views."""
     first, second = tmp_path / "first", tmp_path / "second"
 
     file.write(str(first), form, 2_000)

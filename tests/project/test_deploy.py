@@ -42,23 +42,23 @@ def documents() -> dict[str, Any]:
 
 
 def pod() -> Any:
-    """Return the pod's specification."""
+    """Return the specification of the relay's pod."""
     return documents()["Deployment"]["spec"]["template"]["spec"]
 
 
 def container() -> Any:
-    """Return the pod's only container."""
+    """Return the only container of the relay's pod."""
     [only] = pod()["containers"]
     return only
 
 
 def compose() -> Any:
-    """Return the Compose file."""
+    """Return the parsed file deploy/compose.yaml."""
     return yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
 
 
 def dockerfile() -> list[str]:
-    """Return the Dockerfile's instructions, each in one line."""
+    """Return the instructions of deploy/Dockerfile, each in one line."""
     text = re.sub(r"^\s*#.*\n", "", (DEPLOY / "Dockerfile").read_text("utf-8"), flags=re.MULTILINE)
     return [line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line.strip()]
 
@@ -91,13 +91,13 @@ class TestDockerfile:
         assert (ended.returncode, ended.stdout) == (0, "")
 
     def test_not_root_and_no_secrets(self) -> None:
-        """If the image runs, its user id is not 0; the Dockerfile contains no key, shop or address."""
+        """The image runs as a user whose id is not 0, and the Dockerfile contains no key, shop or address."""
         assert [line for line in dockerfile() if line.startswith("USER")] == ["USER 10001:10001"]
         text = (DEPLOY / "Dockerfile").read_text("utf-8")
         assert not re.search(r"API_KEY|PARTNER_ID|RELAY_SOURCE|RELAY_PASSWORD|^ARG", text, re.MULTILINE)
 
     def test_in_stages(self) -> None:
-        """If the image is built, it has two stages, and only the needed files are in the build context."""
+        """The image is built in two stages, and the build context has only the files that are copied into the image."""
         assert sum(line.startswith("FROM") for line in dockerfile()) == 2
         ignored = (DEPLOY / "Dockerfile.dockerignore").read_text("utf-8").splitlines()
         assert "*" in ignored
@@ -108,11 +108,11 @@ class TestDockerfile:
             for name in m[1].split()
         }
         assert copied == {line[1:] for line in ignored if line.startswith("!")}
-        # The session that tests the wheel moves the package out of the tree, so its folder may be missing.
+        # The nox session that tests the wheel moves the package's folder away, so this folder may be missing.
         assert all((ROOT / name).exists() for name in copied - {"retailrocket_async"})
 
     def test_extras_exist(self) -> None:
-        """If the image installs an extra, the package has this extra."""
+        """Every extra that the image installs is an extra of the package."""
         import tomllib
 
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
@@ -120,7 +120,7 @@ class TestDockerfile:
         assert set(wanted.split(",")) <= extras.keys()
 
     def test_port(self) -> None:
-        """If the image exposes a port, it is the relay's default, and health is served to other hosts."""
+        """The image exposes the relay's default health port, and serves health to other hosts, too."""
         assert f"EXPOSE {DEFAULTS.health_port}" in dockerfile()
         assert DEFAULTS.health_host == "127.0.0.1"
         assert any("RETAILROCKET_RELAY_HEALTH_HOST=0.0.0.0" in line for line in dockerfile())
@@ -152,24 +152,24 @@ class TestCompose:
     """Tests of deploy/compose.yaml."""
 
     def test_schema(self) -> None:
-        """If the file is checked by the Compose specification's schema, it is valid."""
+        """The Compose file is valid according to the schema of the Compose specification."""
         jsonschema = pytest.importorskip("jsonschema")
         schema = json.loads((ROOT / "tests" / "compose-spec" / "compose-spec.json").read_text("utf-8"))
         assert "draft-07" in schema["$schema"]
         jsonschema.Draft7Validator(schema).validate(compose())
 
     def test_services(self) -> None:
-        """If the file's services are listed, they are a shop, a broker, the relay and the emulator."""
+        """The services of the Compose file are a shop, a broker, the relay and the emulator."""
         assert compose()["services"].keys() == {"shop", "redis", "relay", "emulator"}
 
     def test_variables(self) -> None:
-        """If the relay's service sets a variable, the relay reads it, and all required ones are set."""
+        """The relay's service sets only variables that the relay reads, and it sets all required variables."""
         given = compose()["services"]["relay"]["environment"]
         assert given.keys() <= known_variables()
         assert {"RETAILROCKET_API_KEY", "RETAILROCKET_PARTNER_ID", "RETAILROCKET_RELAY_SOURCE"} <= given.keys()
 
     def test_time_to_end(self) -> None:
-        """If the relay is stopped, it is not killed before its grace period and the time after that are over."""
+        """Docker kills a stopped relay only after its grace period and the time that it needs afterwards to end."""
         relay = compose()["services"]["relay"]
         assert (
             seconds(relay["stop_grace_period"])
@@ -177,11 +177,11 @@ class TestCompose:
         )
 
     def test_port(self) -> None:
-        """If health is published, it is published only on this machine."""
+        """The relay's health port is published only on this machine."""
         assert compose()["services"]["relay"]["ports"] == [f"127.0.0.1:{DEFAULTS.health_port}:{DEFAULTS.health_port}"]
 
     def test_commands(self) -> None:
-        """Each command that a service runs exists, and so do the options that it is run with."""
+        """Each command that a service runs exists, and has all options that the service passes."""
         command: Any = get_command(app)
         for service in ("relay", "emulator"):
             name, *arguments = compose()["services"][service]["command"]
@@ -189,7 +189,7 @@ class TestCompose:
             assert {argument for argument in arguments if argument.startswith("--")} <= options
 
     def test_the_emulator_accepts_the_relay(self) -> None:
-        """If the relay sends to the emulator, address, key and shop are the emulator's."""
+        """The relay sends to the emulator's address, and both have the same key and shop."""
         services = compose()["services"]
         relay, emulator = services["relay"]["environment"], services["emulator"]["environment"]
         for name in ("RETAILROCKET_API_KEY", "RETAILROCKET_PARTNER_ID"):
@@ -231,7 +231,7 @@ class TestCompose:
         assert isinstance(asyncio.run(send()), Delivered)
 
     def test_the_shop_publishes_where_the_relay_reads(self) -> None:
-        """If the shop publishes, it uses the relay's server and stream; its program has no syntax error."""
+        """The shop publishes to the server and stream from which the relay reads; its program has no syntax error."""
         services = compose()["services"]
         shop, relay = services["shop"]["environment"], services["relay"]["environment"]
         address, _, query = relay["RETAILROCKET_RELAY_SOURCE"].partition("?")
@@ -246,13 +246,13 @@ class TestKubernetes:
     @pytest.mark.parametrize("version", ["1.28", "1.30", "1.33"])
     @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
     def test_schema(self, path: Path, version: str) -> None:
-        """If a manifest is checked by the schemas of several releases, it is valid and has no unknown fields."""
+        """Each manifest is valid according to the schemas of several Kubernetes releases, and has no unknown fields."""
         validator = pytest.importorskip("kubernetes_validate")
         for document in yaml.safe_load_all(path.read_text("utf-8")):
             validator.validate(document, version, strict=True)
 
     def test_kinds(self) -> None:
-        """If the manifests are listed, they are a deployment, a service and a disruption budget for the same pods."""
+        """The manifests are a deployment, a service and a disruption budget, which all select the same pods."""
         found = documents()
         assert found.keys() == {"Deployment", "Service", "PodDisruptionBudget"}
         labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
@@ -263,7 +263,7 @@ class TestKubernetes:
         assert found["PodDisruptionBudget"]["spec"]["minAvailable"] < found["Deployment"]["spec"]["replicas"]
 
     def test_probes(self) -> None:
-        """If a probe is sent, it requests a path and the port that the relay serves."""
+        """The probes request paths, and the port, that the relay serves."""
         [port] = container()["ports"]
         assert port == {"name": "health", "containerPort": DEFAULTS.health_port}
         assert container()["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "health"}
@@ -274,7 +274,7 @@ class TestKubernetes:
         assert annotations["prometheus.io/port"] == str(DEFAULTS.health_port)
 
     def test_variables(self) -> None:
-        """If a variable is set, the relay reads it; values that may be secret come from a Secret."""
+        """The container sets only variables that the relay reads; values that may be secret come from a Secret."""
         given = {variable["name"]: variable for variable in container()["env"]}
         assert given.keys() <= known_variables()
         for name in ("API_KEY", "PARTNER_ID", "RELAY_SOURCE", "RELAY_LIMITER"):
@@ -284,18 +284,18 @@ class TestKubernetes:
         assert not [document for document in documents().values() if document["kind"] == "Secret"]
 
     def test_time_to_end(self) -> None:
-        """If a pod is stopped, the relay is not killed before its grace period and the time after that are over."""
+        """Kubernetes kills a stopped relay only after its grace period and the time that it needs afterwards to end."""
         [grace] = [float(v["value"]) for v in container()["env"] if v["name"] == "RETAILROCKET_RELAY_GRACE"]
         assert pod()["terminationGracePeriodSeconds"] >= grace + AFTER_THE_GRACE
 
     def test_the_limiter_counts_all_replicas(self) -> None:
-        """If a rolling update runs, the limiter's number of replicas is the maximum number of pods."""
+        """The limiter's number of replicas is the largest number of pods during a rolling update."""
         deployment = documents()["Deployment"]["spec"]
         [replicas] = [int(v["value"]) for v in container()["env"] if v["name"] == "RETAILROCKET_RELAY_LIMITER_REPLICAS"]
         assert replicas == deployment["replicas"] + deployment["strategy"]["rollingUpdate"]["maxSurge"]
 
     def test_not_root(self) -> None:
-        """If the container runs, it runs as the image's user and has no privileges."""
+        """The container runs as the image's user and has no privileges."""
         assert pod()["securityContext"]["runAsNonRoot"] is True
         assert f"USER {pod()['securityContext']['runAsUser']}:{pod()['securityContext']['runAsGroup']}" in dockerfile()
         assert container()["securityContext"] == {
@@ -307,12 +307,12 @@ class TestKubernetes:
 
 
 def mentioned() -> Iterator[str]:
-    """Yield the variables that the page names."""
+    """Yield the environment variables that the documentation page in `PAGE` names."""
     yield from re.findall(r"RETAILROCKET_\w+", PAGE)
 
 
 def test_the_page_names_existing_things() -> None:
-    """If the page names a variable or a file, it exists."""
+    """Every environment variable and every file that the documentation page names exists."""
     assert set(mentioned()) <= known_variables()
     for path in re.findall(r"`(deploy/[\w./-]+)`", PAGE):
         assert (ROOT / path).exists(), path

@@ -32,14 +32,14 @@ PAGES = [
     README,
     ROOT / "README.ru.md",
     ROOT / "CONTRIBUTING.md",
-    # Generated pages are in folders whose names begin with "_"; they are left out.
+    # Folders whose names begin with "_" contain generated pages, which are left out.
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if not path.parent.name.startswith("_")),
 ]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 class Example(NamedTuple):
-    """A Python block of a page, and the output that the page shows for it, or None."""
+    """A Python block of a page, and the output that the page shows below the block (None if it shows no output)."""
 
     path: Path
     line: int
@@ -51,7 +51,7 @@ class Example(NamedTuple):
 
 
 def blocks(path: Path, language: str) -> list[re.Match[str]]:
-    """Return the fenced blocks in one language, e.g. "python"."""
+    """Return the fenced code blocks of a page in one language, e.g. "python"."""
     return [block for block in FENCE.finditer(path.read_text("utf-8")) if block[1] == language]
 
 
@@ -81,7 +81,7 @@ def server() -> Iterator[EmulatorProcess]:
 
 @pytest.fixture
 def emulator(server: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> EmulatorProcess:
-    """Provide the emulator without recorded events, and set the environment variables that `from_env` reads."""
+    """Remove all recorded events from the emulator, and set the environment variables that `from_env` reads."""
     server.reset()
     monkeypatch.setenv("RETAILROCKET_API_KEY", Settings().api_key)
     monkeypatch.setenv("RETAILROCKET_PARTNER_ID", Settings().partner_id)
@@ -91,7 +91,7 @@ def emulator(server: EmulatorProcess, monkeypatch: pytest.MonkeyPatch) -> Emulat
 
 @contextmanager
 def logs_as_they_were() -> Iterator[None]:
-    """Remove the log handlers that a framework adds, and stop the thread that would write to this test's output."""
+    """At the end of the block, remove the log handlers that the block has added, and stop their threads."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
@@ -109,7 +109,7 @@ def logs_as_they_were() -> Iterator[None]:
 
 @pytest.mark.parametrize("example", SCRIPTS, ids=str)
 def test_script(example: Example, emulator: EmulatorProcess, capsys: pytest.CaptureFixture[str]) -> None:
-    """If a Python example runs unchanged, it prints what the page says, and the API refuses none of its requests."""
+    """If a Python example runs unchanged, it prints what the page shows, and the API refuses none of its requests."""
     code = compile("\n" * example.line + example.source, str(example.path), "exec", dont_inherit=True)
 
     with logs_as_they_were():
@@ -123,7 +123,7 @@ def test_script(example: Example, emulator: EmulatorProcess, capsys: pytest.Capt
 @pytest.mark.parametrize("path", [path for path in PAGES if TEST_MODULES[path]], ids=lambda path: path.name)
 def test_modules(path: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     """If an example is a test module, its tests pass under pytest."""
-    # Most plugins installed here take longer to load than the tests to run, so they are not loaded.
+    # Loading all installed pytest plugins takes longer than the tests, so only the plugins named below are loaded.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     plugins = ("-p", "pytest_asyncio.plugin", "-p", "pytest_retailrocket_async", "-p", "no:cacheprovider")
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
@@ -135,13 +135,13 @@ def test_modules(path: Path, pytester: pytest.Pytester, monkeypatch: pytest.Monk
 
 
 def test_the_readme_has_an_example() -> None:
-    """If the README is read, it has one complete example and fewer than 120 lines."""
+    """The README has one complete example and fewer than 120 lines."""
     assert len([example for example in EXAMPLES if example.path == README]) == 1
     assert len(README.read_text("utf-8").splitlines()) < 120
 
 
 def test_ci_runs_the_readme() -> None:
-    """If the README shows the command for the tests, `.ci/run` contains the same command."""
+    """The README's command that runs the tests is also in `.ci/run`."""
     job, tests = [block[2].strip() for block in blocks(README, "console")]
 
     assert job.endswith("retailrocket-async demo")
@@ -150,7 +150,7 @@ def test_ci_runs_the_readme() -> None:
 
 
 def test_the_russian_readme_says_the_same() -> None:
-    """If the Russian README shows commands or the example, they are those of the README, apart from texts."""
+    """The Russian README has the same commands as README.md and, apart from texts and comments, the same example."""
     translated = ROOT / "README.ru.md"
     assert [block[2] for block in blocks(README, "console")] == [block[2] for block in blocks(translated, "console")]
     codes = [
@@ -160,20 +160,20 @@ def test_the_russian_readme_says_the_same() -> None:
 
 
 def test_the_contributing_guide_runs_the_readme() -> None:
-    """If the contributing guide shows the command for the tests, it is the README's command."""
+    """The contributing guide shows the same command for the tests as the README."""
     assert blocks(README, "console")[1][2] in {block[2] for block in blocks(ROOT / "CONTRIBUTING.md", "console")}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links(path: Path) -> None:
-    """If a page links to a file of the repository, the file exists."""
+    """If a page links to a file of the repository, this file exists."""
     targets = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", FENCE.sub("", path.read_text("utf-8")))
 
     assert [target for target in targets if not (path.parent / target).exists()] == []
 
 
 def test_the_reference_is_complete() -> None:
-    """If a name is public, the reference has an entry for it."""
+    """Every public name of the package has an entry in docs/reference.md."""
     entries = re.findall(
         r"^\.\. (?:auto\w+|py:data):: (\w+)$", (ROOT / "docs/reference.md").read_text("utf-8"), re.MULTILINE
     )
@@ -182,7 +182,7 @@ def test_the_reference_is_complete() -> None:
 
 
 def commands() -> Iterator[tuple[str, frozenset[str]]]:
-    """Yield each `retailrocket-async` command on the pages, with the options that it gets there."""
+    """Yield each `retailrocket-async` command on the pages, with the options that the page gives it."""
     for path in PAGES:
         for block in blocks(path, "console"):
             for command, arguments in re.findall(
@@ -193,7 +193,7 @@ def commands() -> Iterator[tuple[str, frozenset[str]]]:
 
 @pytest.mark.parametrize(("command", "options"), sorted(set(commands()), key=str))
 def test_commands_exist(command: str, options: frozenset[str]) -> None:
-    """If a page shows a command with options, both exist."""
+    """Every command that a page shows exists, and so do the options that the page gives it."""
     told = run_command(*command.split(), "--help")
 
     assert told.exit_code == 0
@@ -201,7 +201,7 @@ def test_commands_exist(command: str, options: frozenset[str]) -> None:
 
 
 class End(NamedTuple):
-    """One row of the table in docs/failure-kinds.md, for one status or failure."""
+    """One row of the table in docs/failure-kinds.md: what happens if a request ends with this status or failure."""
 
     reply: Reply
     recorded: str
@@ -215,7 +215,7 @@ class End(NamedTuple):
 
 
 def ends() -> Iterator[End]:
-    """Yield the rows of that table."""
+    """Yield the rows of the table in docs/failure-kinds.md, one for each status or failure."""
     text = (ROOT / "docs/failure-kinds.md").read_text("utf-8")
     table = text[text.index("| The request ends with") :].split("\n\n")[0]
     for row in table.splitlines()[2:]:
@@ -226,7 +226,7 @@ def ends() -> Iterator[End]:
 
 
 def batch_of_two() -> Batch:
-    """Return a batch of two events for one request."""
+    """Return a batch of two events, which are sent in one request."""
     batch = Batch(0.0)
     batch.envelopes, batch.receipts = [b"{}", b"{}"], [Receipt("view"), Receipt("view")]
     return batch
@@ -247,10 +247,10 @@ def sent_again(reply: Reply) -> str:
 
 
 def state_after(reply: Reply) -> str:
-    """Return a client's state after five requests with this reply, and whether the first was enough."""
+    """Return a client's state after five requests with this reply, and whether one request was enough to reach it."""
     breaker = CircuitBreaker(RetryPolicy(), lambda: 0.0, lambda _: None)
     if reply.failure == "limiter":
-        # If the limiter fails, no request is made.
+        # If the limiter fails, no request is sent, so the state does not change.
         return breaker.state
     admission = breaker.admit()
     assert admission is not None
@@ -273,7 +273,7 @@ def outcome_after(reply: Reply) -> str:
 
 @pytest.mark.parametrize("end", list(ends()), ids=str)
 def test_the_table_of_ends_says_what_the_code_does(end: End) -> None:
-    """If the table has a row for a status or failure, the row says what the code does."""
+    """Each row of the table says what the code does after the row's status or failure."""
     reply = end.reply
     repeated = sent_again(reply) in ("yes", "yes, more slowly")
 
@@ -288,7 +288,7 @@ def test_the_table_of_ends_says_what_the_code_does(end: End) -> None:
 
 
 def test_the_table_of_ends_names_every_failure() -> None:
-    """If a kind of failure exists, or a status is treated in a special way, the table has a row for it."""
+    """The table has a row for each kind of failure, and for each status that is treated in a special way."""
     named = {str(end) for end in ends()}
     usual = {3: Verdict.BLOCKED, 4: Verdict.REFUSED, 5: Verdict.UNCLEAR}
     special = {str(status) for status in range(300, 600) if Reply(status=status).verdict is not usual[status // 100]}

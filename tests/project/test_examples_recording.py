@@ -1,4 +1,4 @@
-"""The example shops with a `RecordingClient`: each visit is tracked, and an outage does not disturb visitors."""
+"""Tests of the example shops with a `RecordingClient`: each visit is tracked; an outage does not disturb visitors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_an_outage_does_not_disturb_the_visitor(tracked: RecordingClient) -> Non
 
 
 async def test_a_visit_to_the_aiohttp_shop(tracked: RecordingClient) -> None:
-    """If the visitor uses the aiohttp shop, the same events are tracked."""
+    """If a visitor views products, fills a basket and orders in the aiohttp shop, each step is tracked."""
     with aiohttp_rocket.using(tracked):
         async with AiohttpBrowser(TestServer(make_app()), cookie_jar=CookieJar(unsafe=True)) as browser:
             for path in (f"/product/{FIRST}", f"/product/{SECOND}"):

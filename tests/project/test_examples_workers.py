@@ -32,26 +32,26 @@ def server() -> Iterator[EmulatorProcess]:
 
 @pytest.fixture
 def emulator(server: EmulatorProcess) -> EmulatorProcess:
-    """Return the emulator without recorded events."""
+    """Remove all recorded events from the emulator, and return it."""
     server.reset()
     return server
 
 
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
-    """Run a Redis for all workers."""
+    """Run a Redis server, which all workers share."""
     with RedisServer() as server:
         yield server
 
 
 def order(number: int) -> dict[str, Any]:
-    """Return a paid order with two lines."""
+    """Return a message about a paid order with two products."""
     lines = [{"product_id": number, "quantity": 1, "price": "9.90"}, {"product_id": 777, "quantity": 2, "price": "1"}]
     return {"visitor": f"visitor{number}", "transaction": f"T-{number}", "lines": lines}
 
 
 def recorded(emulator: EmulatorProcess) -> dict[str, list[tuple[int, float]]]:
-    """Return the recorded order lines by the number of the order."""
+    """Return the recorded product ids and prices by order number."""
     orders: dict[str, list[tuple[int, float]]] = {}
     for event in emulator.events("order"):
         fields = event["fields"]
@@ -61,12 +61,12 @@ def recorded(emulator: EmulatorProcess) -> dict[str, list[tuple[int, float]]]:
 
 
 def expected(count: int = ORDERS) -> dict[str, list[tuple[int, float]]]:
-    """Return the order lines that `count` orders must record."""
+    """Return the product ids and prices that must be recorded for `count` orders, by order number."""
     return {f"T-{number}": [(number, 9.9), (777, 1)] for number in range(1, count + 1)}
 
 
 def client_of(emulator: EmulatorProcess) -> AsyncTrackingClient:
-    """Return a client that sends nothing before its close."""
+    """Return a client that sends nothing before it is closed."""
     key, shop = Settings().api_key, Settings().partner_id
     return AsyncTrackingClient(key, shop, base_url=emulator.url, batching=Batching(linger=600))
 
@@ -111,7 +111,7 @@ async def test_taskiq_in_memory(emulator: EmulatorProcess) -> None:
 async def test_taskiq_on_redis(
     emulator: EmulatorProcess, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If a Taskiq worker reads orders from a real Redis, it tracks all, and delivers them when it ends."""
+    """If a Taskiq worker reads orders from a real Redis, it tracks all orders, and delivers them when it ends."""
     from taskiq.api import run_receiver_task
 
     from examples.workers.orders import rocket
@@ -137,7 +137,7 @@ async def test_taskiq_on_redis(
 
 
 async def push(redis_server: RedisServer) -> None:
-    """Push all orders to the list, and return when workers have taken all of them."""
+    """Push all orders to the Redis list, and return when workers have taken all of them."""
     async with Redis.from_url(redis_server.url) as redis, asyncio.timeout(30):
         for number in range(1, ORDERS + 1):
             await redis.lpush("paid-orders", json.dumps(order(number)))
@@ -146,7 +146,7 @@ async def push(redis_server: RedisServer) -> None:
 
 
 def until_ready(process: subprocess.Popen[str]) -> None:
-    """Read the worker's output until it says that it is ready."""
+    """Read the worker's output until the worker says that it is ready."""
     assert process.stdout is not None
     lines: list[str] = []
     for line in process.stdout:

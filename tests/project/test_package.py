@@ -1,4 +1,4 @@
-"""The package as a whole: its public names, its metadata, and rules for all tests."""
+"""Tests of the package as a whole: its public names, its metadata, and rules for all tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DOCUMENTABLE = {name: thing for name, thing in PUBLIC.items() if inspect.isclass
 
 
 def test_all_is_complete() -> None:
-    """If a name can be imported from the package and is public, `__all__` contains it."""
+    """`__all__` contains every public name that can be imported from the package."""
     public = {
         name
         for name, thing in vars(retailrocket_async).items()
@@ -32,7 +32,7 @@ def test_all_is_complete() -> None:
 
 
 def test_all_is_sorted() -> None:
-    """If `__all__` is read, it is sorted: constants, classes, functions."""
+    """`__all__` is sorted: first constants, then classes, then functions."""
     names = retailrocket_async.__all__
 
     assert names == sorted(names, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
@@ -40,7 +40,7 @@ def test_all_is_sorted() -> None:
 
 @pytest.mark.parametrize("name", sorted(DOCUMENTABLE))
 def test_public_names_are_documented(name: str) -> None:
-    """If a class or function is public, it and its own public methods and properties have docstrings."""
+    """Every public class and function has a docstring, and so has every public method and property that it defines."""
     thing = DOCUMENTABLE[name]
     members = vars(thing) if inspect.isclass(thing) else {}
     undocumented = [
@@ -78,20 +78,21 @@ print([
 
 
 def test_import_creates_nothing() -> None:
-    """If the package is imported, it starts nothing, changes no signal or log handler, and loads no extra."""
+    """Importing the package starts nothing, changes no signal or log handler, and loads no library of an extra."""
     told = subprocess.run([sys.executable, "-c", IMPORT_AND_LOOK], capture_output=True, text=True, check=True)
 
     assert told.stdout == "[True, 1, [], [], [], [], []]\n"
 
 
 def test_version() -> None:
-    """If the package is installed, `__version__` is the version of the distribution."""
+    """`__version__` is the version of the installed distribution."""
     assert retailrocket_async.__version__ == metadata.version("retailrocket-async")
 
 
 def test_links_of_the_description_are_absolute() -> None:
-    """If PyPI shows the README as the description, all its links are absolute."""
-    # Read as text, because some libraries replace the metadata reader, and then the payload is empty.
+    """All links of the package's description on PyPI, which is the README, are absolute."""
+    # The metadata is read as text, because some libraries replace the parser of `importlib.metadata`, and the parsed
+    # metadata then has no description.
     description = metadata.distribution("retailrocket-async").read_text("METADATA")
     assert description is not None
     targets = re.findall(r"\]\(([^)]+)\)", description)
@@ -107,13 +108,13 @@ def test_no_other_dunder() -> None:
 
 
 def test_typed() -> None:
-    """If the package is installed, it contains `py.typed`, so that type checkers read its annotations."""
+    """The installed package contains `py.typed`, so that type checkers read its annotations."""
     assert resources.files("retailrocket_async").joinpath("py.typed").is_file()
 
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
 def test_tests_are_claims(path: Path) -> None:
-    """If a function is a test, it has a docstring that says what it proves."""
+    """Every test has a docstring, which says what the test proves."""
     tests = [
         node
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
@@ -125,7 +126,7 @@ def test_tests_are_claims(path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["noxfile.py", ".ci/run"])
 def test_every_process_has_a_hash_seed_of_its_own(path: str) -> None:
-    """If a check runs the tests, it does not fix the hash seed, so an order that depends on a set is noticed."""
+    """No script that runs the tests fixes the hash seed, so that tests notice code that depends on a set's order."""
     assert "PYTHONHASHSEED" not in (TESTS.parent / path).read_text("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""If a benchmark, an acceptance run or a test server's parent ends, the child processes end, too."""
+"""If a benchmark or an acceptance run ends, or the parent of a test server, all its child processes end, too."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def wait_until(condition: Callable[[], bool], description: str) -> None:
-    """Poll until the condition is true, for at most 60 s."""
+    """Poll until `condition()` is true, for at most 60 s; then fail."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, f"this did not happen: {description}"
@@ -61,7 +61,7 @@ def wait_until(condition: Callable[[], bool], description: str) -> None:
 
 @contextmanager
 def running(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run Python in the root of the repository; at the end kill it and all its descendants."""
+    """Run Python in the root of the repository while the block runs; then kill the process and all its descendants."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -84,19 +84,19 @@ def running(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 @pytest.mark.parametrize(
     ("arguments", "processes"),
     [
-        # The server and the measured process.
+        # Child processes: the server, the measured process, and the resource tracker of `multiprocessing`.
         ("benchmarks.bench --quick --only profile", 3),
         ("acceptance.faults --only close-stalled", 2),
-        # The server and processes that share a spool.
+        # Child processes: the server, and processes that share a spool (a queue in a file).
         ("acceptance.fleet --quick --only torture", 4),
-        # Redis, a relay and their watchers, and the server.
+        # Child processes: Redis, a relay, a watcher of each of the two, and the server.
         pytest.param("acceptance.fleet --quick --only crash", 6, marks=pytest.mark.needs_server("redis-server")),
     ],
 )
 def test_a_killed_run_leaves_no_process(arguments: str, processes: int) -> None:
-    """If a run is killed, every process that it started ends."""
+    """If a run is killed, every process that it has started ends."""
     with running("-m", *arguments.split()) as run:
-        # The number includes the resource tracker of multiprocessing.
+        # `processes` includes the resource tracker, which `multiprocessing` starts.
         wait_until(lambda: len(descendants(run.pid)) >= processes, f"{processes} processes run")
         children = descendants(run.pid)
         run.kill()
@@ -110,7 +110,7 @@ def test_a_killed_run_leaves_no_process(arguments: str, processes: int) -> None:
 
 
 def test_a_program_ends_with_its_parent() -> None:
-    """If the parent of a program ends, the program is killed, even if it does not check its parent."""
+    """If the parent of a program ends, the program is killed, even if it does not check whether its parent runs."""
     with running("-c", PARENT) as parent:
         wait_until(lambda: len(descendants(parent.pid)) == 2, "the program and its watcher run")
         children = descendants(parent.pid)
@@ -121,7 +121,7 @@ def test_a_program_ends_with_its_parent() -> None:
 
 
 def test_a_watcher_ends_with_its_program() -> None:
-    """If the program ends, its watcher ends, and the parent sees the program's exit status."""
+    """If a program ends, the process that watches it ends, too, and the parent gets the program's exit status."""
     with running("-c", PARENT.replace(".wait()", ".wait() == -9 or exit(3)")) as parent:
         wait_until(lambda: len(descendants(parent.pid)) == 2, "the program and its watcher run")
         program, watcher = descendants(parent.pid)

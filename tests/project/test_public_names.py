@@ -29,7 +29,7 @@ FUNCTIONS = {path: thing for path, thing in PUBLIC.items() if isinstance(thing, 
 
 @pytest.mark.parametrize("path", sorted({**CLASSES, **FUNCTIONS}))
 def test_the_module_is_public(path: str) -> None:
-    """If a class or function is public, its `__module__` is public and contains it under its name."""
+    """The `__module__` of a public class or function is a public module from which it can be imported."""
     thing = PUBLIC[path]
 
     assert "._" not in thing.__module__
@@ -38,7 +38,7 @@ def test_the_module_is_public(path: str) -> None:
 
 @pytest.mark.parametrize("path", sorted({**CLASSES, **FUNCTIONS}))
 def test_a_pickle_names_the_public_module(path: str) -> None:
-    """If a public class or function is pickled, the pickle names no private module and is read back."""
+    """A pickled public class or function names no private module, and unpickling returns the same object."""
     pickled = pickle.dumps(PUBLIC[path])
 
     assert b"._" not in pickled
@@ -47,7 +47,7 @@ def test_a_pickle_names_the_public_module(path: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(CLASSES))
 def test_type_hints(path: str) -> None:
-    """If a class is public, `typing.get_type_hints` resolves its annotations."""
+    """`typing.get_type_hints` resolves the annotations of every public class."""
     hints = typing.get_type_hints(CLASSES[path])
 
     assert not [name for name, hint in hints.items() if isinstance(hint, str)]
@@ -55,14 +55,14 @@ def test_type_hints(path: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(path for path, cls in CLASSES.items() if attrs.has(cls)))
 def test_attrs_types(path: str) -> None:
-    """If a class is public, `attrs.resolve_types` finds the type of each field."""
+    """`attrs.resolve_types` finds the type of each field of every public class."""
     fields = attrs.fields(attrs.resolve_types(CLASSES[path]))
 
     assert not [field.name for field in fields if isinstance(field.type, str)]
 
 
 def test_cattrs() -> None:
-    """If a report is converted to plain values and back by cattrs, it is equal."""
+    """If cattrs converts an outcome or statistics to plain values and back, the result equals the original."""
     dropped = UndeliveredEvent(event_name="view", envelope=b'{"view":{}}', outcome=Dropped(reason="closed"))
     converter = cattrs.Converter()
 
@@ -72,7 +72,7 @@ def test_cattrs() -> None:
 
 
 def test_a_record_keeps_no_private_module() -> None:
-    """If a record is pickled, the pickle names only public modules, so later versions can read it."""
+    """If a `CloseReport` is pickled, the pickle names only public modules, so later versions can read it."""
     dropped = UndeliveredEvent(event_name="view", envelope=b'{"view":{}}', outcome=Dropped(reason="closed"))
     report = CloseReport(stats=Stats(), undelivered=(dropped,), elapsed=1.0)
 
@@ -80,7 +80,7 @@ def test_a_record_keeps_no_private_module() -> None:
 
 
 def test_a_traceback_names_the_public_module() -> None:
-    """If an error is printed, its name is the one by which it is imported."""
+    """A traceback shows an error under the public name by which it can be imported."""
     program = "import retailrocket_async; retailrocket_async.View(session_external_id='', product_id=1)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 

@@ -32,12 +32,12 @@ TEXTS = [
 
 
 def name_of(path: Path) -> str:
-    """Return a path as it is named in the repository."""
+    """Return a path relative to the root of the repository."""
     return str(path.relative_to(ROOT))
 
 
 def read(path: Path) -> Any:
-    """Parse a YAML file."""
+    """Parse a YAML file, and return its content."""
     return yaml.safe_load(path.read_text("utf-8"))
 
 
@@ -55,7 +55,7 @@ def sessions() -> set[str]:
 
 @pytest.mark.parametrize("path", YAML, ids=name_of)
 def test_yaml_is_valid(path: Path) -> None:
-    """If a file of the repository is YAML, it is one mapping."""
+    """Each YAML file of the repository can be parsed, and its content is a mapping."""
     assert isinstance(read(path), dict)
 
 
@@ -63,7 +63,7 @@ def test_yaml_is_valid(path: Path) -> None:
     "path", [*WORKFLOWS, ROOT / ".readthedocs.yaml", ROOT / ".pre-commit-config.yaml"], ids=name_of
 )
 def test_automation_calls_sessions_that_exist(path: Path) -> None:
-    """If a workflow or hook names a session, noxfile.py has it."""
+    """Every nox session that a workflow or hook runs exists in noxfile.py."""
     text = path.read_text("utf-8").replace("-${{ matrix.python }}", "")
     called = {name for names in re.findall(r"--session ((?:\"?\w+\"? ?)+)", text) for name in re.findall(r"\w+", names)}
 
@@ -72,7 +72,7 @@ def test_automation_calls_sessions_that_exist(path: Path) -> None:
 
 
 def test_modules_that_a_session_leaves_out_exist() -> None:
-    """If noxfile.py leaves a test module out of a session, the module exists."""
+    """Every test module that noxfile.py leaves out of a session exists."""
     module = ast.parse((ROOT / "noxfile.py").read_text("utf-8"))
     assigned = [node for node in module.body if isinstance(node, ast.Assign)]
     [names] = [node for node in assigned if ast.unparse(node.targets[0]) == "ELSEWHERE"]
@@ -83,14 +83,14 @@ def test_modules_that_a_session_leaves_out_exist() -> None:
 
 
 def test_the_gate_runs_in_a_workflow() -> None:
-    """If a change is pushed, the workflow runs `.ci/run`, the script that developers run."""
+    """The workflow that runs for each change runs `.ci/run`, the same script that developers run."""
     commands = [step.get("run") for _, job in jobs() for step in job["steps"]]
 
     assert ".ci/run" in commands
 
 
 def test_every_supported_python_is_in_the_matrix() -> None:
-    """If the metadata names a Python version, the tests run on it, and on Linux, macOS and Windows."""
+    """The tests run on every Python version that the metadata names, and on Linux, macOS and Windows."""
     classified = {line.rsplit(" ", 1)[1] for line in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", line)}
     matrix = dict(jobs())["ci.yml:pythons"]["strategy"]["matrix"]
 
@@ -100,7 +100,7 @@ def test_every_supported_python_is_in_the_matrix() -> None:
 
 @pytest.mark.parametrize(("name", "job"), jobs(), ids=[name for name, _ in jobs()])
 def test_jobs_are_bounded_and_pinned(name: str, job: dict[str, Any]) -> None:
-    """If a job runs, it has a time limit, a named system version, and actions pinned by commit hash."""
+    """Each job has a time limit, a named version of its system, and actions pinned by commit hash."""
     used = [step["uses"] for step in job["steps"] if "uses" in step]
 
     assert job["timeout-minutes"] <= 60
@@ -109,7 +109,7 @@ def test_jobs_are_bounded_and_pinned(name: str, job: dict[str, Any]) -> None:
 
 
 def test_workflows_may_only_read() -> None:
-    """If a workflow runs, it may only read; the job that publishes may also request an identity token."""
+    """Workflows may only read the repository; the job that publishes may also request an identity token."""
     assert [{"contents": "read"}] * len(WORKFLOWS) == [read(path)["permissions"] for path in WORKFLOWS]
     assert {"release.yml:publish": {"id-token": "write"}} == {
         name: job["permissions"] for name, job in jobs() if "permissions" in job
@@ -118,7 +118,7 @@ def test_workflows_may_only_read() -> None:
 
 @pytest.mark.parametrize("path", FORMS, ids=name_of)
 def test_forms_are_well_formed(path: Path) -> None:
-    """If an issue form has a field, the field has a label and a unique id."""
+    """Each field of an issue form has a label and a unique id."""
     form = read(path)
     fields = [field for field in form["body"] if field["type"] != "markdown"]
     ids = [field["id"] for field in fields]
@@ -130,7 +130,7 @@ def test_forms_are_well_formed(path: Path) -> None:
 
 
 def test_a_bug_report_asks_for_no_secret() -> None:
-    """If a bug is reported, the reporter must confirm that no key is included, and no field asks for a secret."""
+    """A bug report has a required confirmation that it includes no key, and no field asks for a secret."""
     fields = {field.get("id"): field for field in read(GITHUB / "ISSUE_TEMPLATE" / "bug_report.yml")["body"]}
     [confirmation] = fields.pop("secrets")["attributes"]["options"]
     warning = fields.pop(None)["attributes"]["value"]
@@ -143,7 +143,7 @@ def test_a_bug_report_asks_for_no_secret() -> None:
 
 
 def test_every_kind_of_dependency_is_updated_after_a_week() -> None:
-    """If dependencies are updated, Dependabot waits until a version is a week old, for every kind of package."""
+    """For every kind of package, Dependabot waits until a version is a week old before it proposes an update."""
     updates = read(GITHUB / "dependabot.yml")["updates"]
 
     assert {"pip", "npm", "github-actions"} == {update["package-ecosystem"] for update in updates}
@@ -163,14 +163,14 @@ def test_the_citation_is_of_this_version() -> None:
 
 @pytest.mark.parametrize("path", [ROOT / "CODE_OF_CONDUCT.md", ROOT / "SECURITY.md"], ids=name_of)
 def test_links(path: Path) -> None:
-    """A link of a page about the project leads to a file, and to a heading that is there."""
+    """If a page about the project links to a file, or to a heading in a file, both exist."""
     for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", path.read_text("utf-8")):
         headings = re.findall(r"^#+ (.+)$", (path.parent / target).read_text("utf-8"), re.MULTILINE)
         assert not heading or heading in [re.sub(r"[^\w-]", "", line.lower().replace(" ", "-")) for line in headings]
 
 
 def test_the_address_of_the_repository_stands_in_one_place() -> None:
-    """pyproject.toml alone names the repository's address, so that a move changes one table."""
+    """Only pyproject.toml contains the repository's address, so moving the repository means editing one file."""
     address = PROJECT["urls"]["Source"].removeprefix("https://")
 
     assert [name_of(path) for path in TEXTS if address in path.read_text("utf-8")] == []

@@ -1,4 +1,4 @@
-"""The limit on the time of a test: whatever hangs, that test fails alone."""
+"""Tests of the time limit for tests: if a test hangs, this test fails, and no other test does."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def four():
 def test_a_test_that_hangs_fails_alone(
     processes: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hung loop, thread or child fails its own test, with stacks; the others run, and their coverage is kept."""
+    """If a test's loop, thread or child hangs, this test fails with stacks; the coverage of other tests is kept."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG"):
         monkeypatch.delenv(name, raising=False)
@@ -206,6 +206,6 @@ def test_a_test_that_hangs_fails_alone(
     ran.stdout.fnmatch_lines_random([f"* in {where}" for where in STACKS])
     ran.stdout.no_fnmatch_line("*crashed*")
     with (pytester.path / "alive").open("w") as alive:
-        # No child has it any longer.
+        # The lock is free only if every child process, which inherited the file, has ended.
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert ran.ret == pytest.ExitCode.TESTS_FAILED

@@ -34,7 +34,7 @@ def commands() -> list[list[str]]:
 
 
 def settings(emulator: EmulatorProcess) -> dict[str, str]:
-    """Return the variables that the tutorial exports, with the address of this emulator."""
+    """Return the environment variables that the tutorial exports, with the address of this emulator."""
     exported = dict(words[1].split("=", 1) for words in commands() if words[0] == "export")
     assert exported.pop("RETAILROCKET_BASE_URL") == "http://127.0.0.1:8080/1.0/"
     return {**exported, "RETAILROCKET_BASE_URL": emulator.url}
@@ -42,7 +42,7 @@ def settings(emulator: EmulatorProcess) -> dict[str, str]:
 
 @contextmanager
 def shop(folder: Path, env: dict[str, str]) -> Generator[str]:
-    """Run the tutorial's shop with the tutorial's command while the block runs; give its address."""
+    """Run the tutorial's shop with the tutorial's command while the block runs; yield the shop's address."""
     [source] = blocks(TUTORIAL, "python")
     (folder / "shop.py").write_text(source[2], "utf-8")
     [served] = [words for words in commands() if words[0].endswith("uvicorn")]
@@ -61,7 +61,7 @@ def shop(folder: Path, env: dict[str, str]) -> Generator[str]:
 
 
 def visit(browser: httpx.Client, address: str) -> list[int]:
-    """Make the requests of the tutorial's visitor; return the statuses."""
+    """Make the requests of the tutorial's visitor, and return the answers' statuses."""
     statuses: list[int] = []
     for words in commands():
         if words[0] == "curl":
@@ -72,7 +72,7 @@ def visit(browser: httpx.Client, address: str) -> list[int]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="hands a socket to a process")
 def test_the_tutorial_works(tmp_path: Path) -> None:
-    """The emulator records each step of both visits once, all for one visitor, also after a failed request."""
+    """If the tutorial's visit is made twice, once while the API fails, each step is recorded once, for one visitor."""
     with emulator_process() as emulator:
         with shop(tmp_path, settings(emulator)) as address, httpx.Client() as browser:
             assert visit(browser, address) == [200, 200, 200]
@@ -82,6 +82,6 @@ def test_the_tutorial_works(tmp_path: Path) -> None:
         # The shop has ended, so it has sent every event.
         events = emulator.events()
     names = re.findall(r"`(view|addToBasket|order)`", TUTORIAL.read_text("utf-8"))[:3]
-    # The events of the failed request come later, so the order is not compared.
+    # The events of the request that failed are recorded later than others, so the order is not compared.
     assert Counter(event["name"] for event in events) == Counter(names * 2)
     assert len({event["fields"]["sessionExternalId"] for event in events}) == 1

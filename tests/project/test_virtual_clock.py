@@ -1,4 +1,4 @@
-"""The fixture `virtual_clock`: each test has a virtual loop of its own, and a fault on that loop fails the test."""
+"""Tests of the fixture `virtual_clock`: each test gets its own loop with virtual time; its errors fail the test."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_check_in_the_last_turn(virtual_clock):
 
 
 def test_virtual_clock(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only tests that ask for it run on virtual time, from 0; a loop that is stuck and a failed check are failures."""
+    """Only tests that use `virtual_clock` get virtual time, which starts at 0; a stuck loop fails the test."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
     pytester.makeconftest(CONFTEST)

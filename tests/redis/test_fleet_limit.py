@@ -1,6 +1,7 @@
-"""The shared limit from end to end, with several processes: a short form of `acceptance.fleet.limit` and `shops`.
+"""Tests of a rate limit that several processes share: short runs of `acceptance.fleet.limit` and `.shops`.
 
-The used share of the limit, and the share of each process, depend on the machine, so they are not asserted.
+It depends on the machine how much of the limit is used, and how many requests each process sends, so the tests do not
+check these numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ pytestmark = [
 
 
 def assert_kept(run: limit.Run, *, excess: float = 1.0) -> None:
-    """Assert that no second had more requests than the limit times `excess`, if the machine was quiet."""
+    """If the machine was quiet in the run, assert that no second had more requests than the limit times `excess`."""
     assert run.last > 0
     if run.quiet:
         assert run.worst <= limit.LIMIT.requests * excess
@@ -54,7 +55,7 @@ def test_three_replicas_of_a_shop_deliver_all() -> None:
         run = shops.measure(3.0)
         assert run.recorded == run.delivered == run.pages > 0
         assert run.least > 0
-        # This run does not measure how quiet the machine was, so one of three runs must keep the limit.
+        # This run does not measure whether the machine was busy, so it is enough if one of three runs keeps the limit.
         if run.worst <= shops.LIMIT and run.refused == 0:
             return
     pytest.fail(f"the limit was not kept: {run}")

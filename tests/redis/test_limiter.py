@@ -1,4 +1,4 @@
-"""`RedisLimiter` on a real Redis: the limit is kept and shared fairly, also while Redis fails."""
+"""Tests of `RedisLimiter` on a real Redis: the limit is kept and shared fairly, also while Redis fails."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PATIENCE = 30.0
 
 
 class TestRedisLimiter(LimiterContract):
-    """The tests that every limiter must pass."""
+    """Run the tests that every limiter must pass on a `RedisLimiter`."""
 
     per = 0.5
     lateness = 0.5
@@ -50,13 +50,13 @@ class TestRedisLimiter(LimiterContract):
         self.clients: list[Redis] = []
 
     def make(self, rate_limit: RateLimit) -> Limiter:
-        """Return a new limiter; each test has a server of its own."""
+        """Return a new limiter; each test has its own server."""
         client = Redis.from_url(self.url)
         self.clients.append(client)
         return RedisLimiter(client, rate_limit)
 
     def run(self, test: Coroutine[Any, Any, T]) -> T:
-        """Run `test` in real time; close the clients."""
+        """Run `test` in real time, and close the clients afterwards."""
 
         async def main() -> T:
             try:
@@ -72,14 +72,14 @@ class TestRedisLimiter(LimiterContract):
 
 @pytest.fixture
 async def redis(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    """Yield a client of the server; close it after all limiters' tasks have ended, because a task would reconnect."""
+    """Yield a client of the server; close it after all tasks of limiters have ended, because they would reconnect."""
     async with Redis.from_url(redis_server.url) as client:
         yield client
         await until(nothing_runs)
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Wait until `condition` holds."""
+    """Wait until `condition()` is true; raise `TimeoutError` after `PATIENCE` seconds."""
     async with asyncio.timeout(PATIENCE):
         while True:
             holds = condition()
@@ -89,7 +89,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
 
 
 def nothing_runs() -> bool:
-    """Return True if no other task runs, so all limiters have finished their reports."""
+    """Return True if no other task runs, which means that all limiters have reported their requests to Redis."""
     return asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -119,25 +119,26 @@ def records(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "retailrocket_async"]
 
 
-# --- one limit for all ---
+# --- one limit for all processes ---
 
 
 async def test_several_processes_share_one_limit(redis: Redis) -> None:
-    """If four limiters share a limit, no window exceeds the limit, and all get about equal shares."""
+    """If four limiters share a limit, no window exceeds it, and all of them send about the same number of requests."""
     limit = RateLimit(requests=20, per=0.5)
-    # On a busy machine a command may take longer than the default time-out. For the limiter that is an outage, in which
-    # it sends its own share in addition to the shared limit. So the time-out is long here.
+    # On a busy machine a command may take longer than the default time-out. The limiter would treat this as an outage
+    # of Redis, and send its share without asking Redis. Together the limiters would then exceed the limit, so the
+    # time-out is long here.
     limiters = [RedisLimiter(redis, limit, timeout=PATIENCE) for _ in range(4)]
 
     times = await saturate(limiters, 2.5)
 
     assert worst_window([at for own in times for at in own], limit.per) <= limit.requests
-    # A limiter has one reservation at a time, so no limiter is ahead of another by more than the burst.
+    # A limiter has only one reservation at a time, so the numbers of requests differ by little more than the burst.
     assert max(map(len, times)) - min(map(len, times)) <= limit.burst + 1
 
 
 async def test_a_permit_costs_one_command(redis: Redis) -> None:
-    """A request is reported along with the next reservation, so a permit costs one command."""
+    """A sent request is reported in the same Redis command as the next reservation, so a permit costs one command."""
     limiters = [RedisLimiter(redis, RateLimit(requests=20, per=0.5), timeout=PATIENCE) for _ in range(4)]
     before = await commands(redis)
 
@@ -158,7 +159,7 @@ async def test_shops_do_not_share(redis: Any) -> None:
 
 
 async def test_a_pause_holds_all_processes(redis: Redis) -> None:
-    """If one process is asked to pause, another process pauses as well."""
+    """If one process is asked by the API to pause, another process pauses as well."""
     one, other = RedisLimiter(redis), RedisLimiter(redis)
     end = now() + 0.7
     one.pause_until(end)
@@ -168,7 +169,7 @@ async def test_a_pause_holds_all_processes(redis: Redis) -> None:
 
 
 async def test_a_refusal_slows_all_processes(redis: Redis) -> None:
-    """If one process gets a 429, all processes pause, and their rate is reduced once per incident."""
+    """If one process gets a 429, all processes pause; two 429s of one moment reduce their rate only once."""
     limit = RateLimit(requests=20, per=0.2)
     one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
     begin = await take(one)
@@ -180,13 +181,13 @@ async def test_a_refusal_slows_all_processes(redis: Redis) -> None:
 
     assert first >= begin + limit.per
     state = await state_of(redis)
-    # One cut of 0.3 takes 15 s of recovery, which begins when the pause is over.
+    # The rate is reduced by 0.3 once. It recovers in 15 s, which begin when the pause is over.
     assert state["slow"] - state["over"] == pytest.approx(15e6, rel=0, abs=1_000)
     assert times[-1] - first >= 10 * 0.95 * limit.per / limit.requests / 0.72
 
 
 async def test_refusals_in_a_row_pause_longer(redis: Redis) -> None:
-    """Each further incident doubles the pause up to 8 s, and reduces the rate, but not below a tenth."""
+    """Each further 429 doubles the pause, up to 8 s, and reduces the rate, but not below a tenth."""
     limiter = RedisLimiter(redis, RateLimit(requests=20, per=1.0))
     penalties, paces = [], []
     for _ in range(8):
@@ -207,7 +208,7 @@ async def test_refusals_in_a_row_pause_longer(redis: Redis) -> None:
 
 
 async def test_an_unsent_request_is_counted_until_it_leaves(redis: Redis) -> None:
-    """If a granted request is not written yet, the limit of the other processes includes it until it is written."""
+    """If a granted request is not written yet, other processes count it against the limit until it is written."""
     limit = RateLimit(requests=2, per=0.4, burst=2)
     one, other = RedisLimiter(redis, limit), RedisLimiter(redis, limit)
     permits = [await one.acquire() for _ in range(2)]
@@ -230,7 +231,7 @@ async def test_an_unsent_request_is_counted_until_it_leaves(redis: Redis) -> Non
 
 
 async def test_a_report_during_a_command_is_sent_as_well(redis: Redis) -> None:
-    """If several requests are late one after the other, all are reported, even without another reservation."""
+    """If several requests are written late, all of them are reported to Redis, even without another reservation."""
     limiter = RedisLimiter(redis, RateLimit(requests=2, per=0.4, burst=2))
     permits = [await limiter.acquire() for _ in range(2)]
 
@@ -292,11 +293,11 @@ async def test_a_blocked_loop_overfills_no_window(redis: Redis) -> None:
     assert worst <= limit.requests
 
 
-# --- waiters ---
+# --- callers that wait for a permit ---
 
 
 async def test_a_cancelled_waiter_leaves_its_reservation_to_the_next(redis: Redis) -> None:
-    """If a waiter is cancelled, the next waiter gets its reservation."""
+    """If a waiter is cancelled, the next waiter gets the time that was reserved for it in Redis."""
     limit = RateLimit(requests=4, per=1.2, burst=1)
     limiter = RedisLimiter(redis, limit)
     await take(limiter)
@@ -314,7 +315,7 @@ async def test_a_cancelled_waiter_leaves_its_reservation_to_the_next(redis: Redi
 
 
 async def test_a_reservation_that_nobody_uses_is_returned(redis: Redis) -> None:
-    """If a reservation is not used in time, it is returned and does not delay the next reservation."""
+    """If a time that was reserved in Redis is not used, it is returned, and does not delay the next reservation."""
     limit = RateLimit(requests=4, per=8.0, burst=1)
     limiter = RedisLimiter(redis, limit)
     await take(limiter)
@@ -327,7 +328,7 @@ async def test_a_reservation_that_nobody_uses_is_returned(redis: Redis) -> None:
     await until(lambda: has_reservation(limiter))
     waiter.cancel()
     await asyncio.wait([waiter])
-    # This simulates that the time of the reservation is long past.
+    # This simulates that the reserved time was long ago.
     age_reservation(limiter, 2 * limit.per)
     before = await state_of(redis)
     waiter = asyncio.create_task(take(limiter))
@@ -335,7 +336,7 @@ async def test_a_reservation_that_nobody_uses_is_returned(redis: Redis) -> None:
     waiter.cancel()
 
     assert await is_reserved()
-    # The unit is microseconds since the epoch; a reservation that was not returned would add 2 s.
+    # `next` is in microseconds since the epoch; a reservation that was not returned would add 2 s to it.
     assert (await state_of(redis))["next"] == pytest.approx(before["next"], rel=0, abs=1_000)
 
 
@@ -354,7 +355,7 @@ async def test_cancelling_at_any_await_harms_nobody(redis: Redis, turns: int) ->
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_without_waiters_no_command_goes_on(redis: Redis, turns: int) -> None:
-    """If the last waiter is cancelled, no command runs on, so the client can be closed; later waiters get permits."""
+    """If the last waiter is cancelled, no command keeps running, and the client can be closed; later calls work."""
     limiter = RedisLimiter(redis)
     waiter = asyncio.create_task(limiter.acquire())
     for _ in range(turns):
@@ -428,8 +429,8 @@ async def test_a_client_that_decodes(redis_server: RedisServer) -> None:
 
 
 async def test_a_cluster() -> None:
-    """On a cluster all keys of a limit are on one node; if the cluster does not answer, this is an outage."""
-    # The bus gets an explicit port, because the default, ten thousand above the other port, may not exist.
+    """On a cluster all keys of a limit are on one node; a cluster that does not answer is treated as an outage."""
+    # The port through which nodes talk is set, because its default, the client's port plus 10,000, may be too high.
     cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
     with RedisServer(*cluster) as server:
         node: Any
@@ -486,7 +487,7 @@ async def test_keys_expire(redis: Redis) -> None:
 
 
 async def test_a_clock_that_went_back(redis: Redis) -> None:
-    """If the clock of Redis goes back, for example after a failover, no process waits for the old time."""
+    """If the clock of Redis goes back, for example after a failover, no process waits for the old time to return."""
     limiter = RedisLimiter(redis)
     await take(limiter)
     hour = 3600 * 10**6
@@ -498,11 +499,11 @@ async def test_a_clock_that_went_back(redis: Redis) -> None:
     assert (await state_of(redis))["seen"] < state["seen"] + hour / 2
 
 
-# --- when something happens to Redis ---
+# --- failures of Redis ---
 
 
 async def test_lost_memory_gives_no_second_window(redis: Redis) -> None:
-    """If Redis has lost its data, no request is granted until one window has passed."""
+    """If Redis has lost its data, no request is granted for the length of one window."""
     limit = RateLimit(requests=20, per=0.5)
     limiters = [RedisLimiter(redis, limit, timeout=PATIENCE) for _ in range(2)]
 
@@ -518,7 +519,7 @@ async def test_lost_memory_gives_no_second_window(redis: Redis) -> None:
 
 @pytest.mark.parametrize("on_unreachable", ["share", "wait"])
 async def test_a_failover_overfills_no_window(redis: Redis, redis_server: RedisServer, on_unreachable: Any) -> None:
-    """If an empty Redis replaces another one, no request is granted for one window, whose requests it does not know."""
+    """If an empty Redis replaces another one, no request is granted for one window, as past requests are unknown."""
     limit = RateLimit(requests=20, per=0.5)
     limiters = [RedisLimiter(redis, limit, on_unreachable=on_unreachable) for _ in range(2)]
 
@@ -560,7 +561,7 @@ class Outage:
 
 
 class Frozen(Outage):
-    """The server accepts connections and answers nothing."""
+    """An outage in which the server accepts connections and answers nothing."""
 
     async def begin(self) -> None:
         """Freeze the server."""
@@ -572,7 +573,7 @@ class Frozen(Outage):
 
 
 class WrongType(Outage):
-    """Another program uses the key."""
+    """An outage in which another program has stored a string under the limiter's key."""
 
     async def begin(self) -> None:
         """Set the key to a string."""
@@ -586,7 +587,7 @@ class WrongType(Outage):
 
 
 class ReadOnly(Outage):
-    """The server became a replica, so it takes no writes."""
+    """An outage in which the server has become a replica, so it accepts no writes."""
 
     async def begin(self) -> None:
         """Make the server a replica of a server that does not exist."""
@@ -607,7 +608,7 @@ OUTAGES = pytest.mark.parametrize("kind", [Outage, Frozen, WrongType, ReadOnly])
 async def test_an_outage_with_shares(
     redis: Redis, redis_server: RedisServer, kind: type[Outage], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If Redis fails, each process sends its share, and no window exceeds the limit, even when Redis is back."""
+    """If Redis fails, each process sends its share; no window exceeds the limit, also after Redis has come back."""
     caplog.set_level(logging.INFO)
     limit = RateLimit(requests=24, per=0.4)
     limiters = [RedisLimiter(redis, limit) for _ in range(3)]
@@ -661,7 +662,7 @@ async def test_an_outage_that_is_waited_for(redis: Redis, redis_server: RedisSer
 @pytest.mark.endurance
 @OUTAGES
 async def test_an_outage_that_raises(redis: Redis, redis_server: RedisServer, kind: type[Outage]) -> None:
-    """If `on_unreachable` is "raise", `acquire` raises `ConnectionError` in time, and works when Redis is back."""
+    """If `on_unreachable` is "raise", `acquire` raises `ConnectionError` and does not wait, and works later."""
     limiter = RedisLimiter(redis, on_unreachable="raise")
     await take(limiter)
     outage = kind(redis_server)
@@ -724,7 +725,7 @@ async def test_a_pause_outlasts_the_outage(redis: Redis, redis_server: RedisServ
 async def test_replicas_are_the_configured_ones(
     redis: Redis, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If `replicas` is set, a process sends its share even if Redis has never answered."""
+    """If `replicas` is set, a process sends its share of the limit even if Redis has never answered."""
     redis_server.kill()
 
     async with asyncio.timeout(PATIENCE):
@@ -764,7 +765,7 @@ async def test_a_redis_that_was_never_reached(
 
 
 async def test_a_redis_that_comes_later(caplog: pytest.LogCaptureFixture) -> None:
-    """If Redis answers for the first time, a waiting request gets its permit."""
+    """If Redis answers for the first time, a request that has waited for this gets its permit."""
     server = RedisServer()
     try:
         async with Redis.from_url(server.url) as client:
@@ -782,7 +783,7 @@ async def test_a_redis_that_comes_later(caplog: pytest.LogCaptureFixture) -> Non
 
 
 async def test_a_redis_that_is_full_at_the_start(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
-    """If Redis is out of memory at the start, this is an outage, and the process sends its share."""
+    """If Redis is out of memory at the start, this is an outage, and the process sends its share of the limit."""
     await redis.config_set("maxmemory", 1)
 
     async with asyncio.timeout(PATIENCE):
@@ -836,11 +837,11 @@ async def until_reported(client: Any, field: str, above: float = 0.0) -> None:
 
 
 async def state_of(client: Any) -> dict[str, float]:
-    """Return the limit's state in Redis."""
+    """Return the limit's state in Redis, as a dictionary from field to number."""
     return {field.decode(): float(value) for field, value in (await client.hgetall(KEY)).items()}
 
 
 async def requests(client: Any) -> list[tuple[bytes, float]]:
-    """Return the requests that Redis stores, each with the time in microseconds by which the API has counted it."""
+    """Return the stored requests: for each, its member and the time (in µs) by which the API has counted it."""
     found: list[tuple[bytes, float]] = await client.zrange(KEY.replace("limit", "requests"), 0, -1, withscores=True)
     return found

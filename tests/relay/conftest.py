@@ -1,4 +1,4 @@
-"""A test fails if it leaves a socket or another resource unclosed."""
+"""Settings for the tests of this folder: a test fails if it leaves a socket or another resource unclosed."""
 
 from __future__ import annotations
 

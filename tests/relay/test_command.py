@@ -1,4 +1,4 @@
-"""The commands ``relay`` and ``relay-dead``, as a service runs them."""
+"""Tests of the commands `relay` (moves messages from a broker to the API) and `relay-dead` (manages dead letters)."""
 
 from __future__ import annotations
 
@@ -37,23 +37,23 @@ KEY = "dev-api-key"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    """Run one server with a password for all tests."""
+    """Run one Redis server with a password, which all tests of this module share."""
     with RedisServer("--requirepass", PASSWORD) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def emulator() -> Iterator[EmulatorProcess]:
-    """Run one emulator without a limit for all tests."""
+    """Run one emulator of the API, without a rate limit, which all tests of this module share."""
     with emulator_process(Settings(limit=None)) as emulator:
         yield emulator
 
 
 class Service:
-    """An empty database and an empty emulator for one test, and the environment that points the commands to them.
+    """An empty Redis database and an empty emulator for one test, and settings with which the commands use both.
 
     Attributes:
-        env: the environment that configures the commands.
+        env: the environment variables for the commands: addresses, key and shop.
     """
 
     def __init__(self, server: RedisServer, emulator: EmulatorProcess) -> None:
@@ -73,26 +73,26 @@ class Service:
         }
 
     def publish(self, *bodies: bytes) -> None:
-        """Publish messages."""
+        """Publish one message for each body to the Redis stream `events`."""
         for body in bodies:
             self.redis.xadd("events", {"envelope": body})
 
     def dead(self) -> int:
-        """Return how many dead letters there are."""
+        """Return the number of dead letters in Redis."""
         return int(self.redis.xlen("events:dead"))
 
     @contextmanager
     def relay(self, *arguments: object, **env: str) -> Generator[Process]:
-        """Run the relay while the block runs."""
+        """Run the command `relay` in a process while the `with` block runs."""
         with started("relay", *arguments, env={**self.env, **env}) as process:
             yield Process(process)
 
 
 class Process:
-    """A relay that is running.
+    """A running process of the command `relay`.
 
     Attributes:
-        first: the line that it prints when it has started.
+        first: the first line of its output, which it prints when it has started.
         root: the root URL of its health endpoints.
     """
 
@@ -105,7 +105,7 @@ class Process:
         self.root = found[1]
 
     def get(self, path: str) -> tuple[int, str]:
-        """Request a path of the health endpoints. Return the status and the body of the answer."""
+        """Send a GET request to a path of the relay's health endpoints; return the answer's status and body."""
         try:
             with urlopen(f"{self.root}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -129,7 +129,7 @@ def service(server: RedisServer, emulator: EmulatorProcess) -> Service:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Wait until `condition` holds."""
+    """Wait until `condition()` is true; fail after 60 seconds."""
     end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
@@ -137,13 +137,13 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def views(*numbers: int) -> list[bytes]:
-    """Return the envelopes of views of these products."""
+    """Return messages for the broker: one encoded `View` event for each product number."""
     return [b'{"view":{"sessionExternalId":"a","productId":%d}}' % number for number in numbers]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_from_broker_to_api(service: Service, number: int) -> None:
-    """Messages published before and while the relay runs are delivered; a signal ends the relay with status 0."""
+    """Messages published before or while the relay runs are delivered; a signal ends the relay with status 0."""
     service.publish(*views(1, 2, 3), b"junk")
     with service.relay() as relay:
         until(lambda: service.emulator.stats()["total_events"] == 3)
@@ -159,7 +159,7 @@ def test_from_broker_to_api(service: Service, number: int) -> None:
 
 
 def test_shared_limit(service: Service) -> None:
-    """If `--limiter` is set, the relay gets its permits from Redis, and delivers."""
+    """If `--limiter` is set, the relay asks Redis for permission before each request, and delivers all messages."""
     pytest.importorskip("retailrocket_async.redis")
     service.publish(*views(1, 2, 3))
     limiter = f"redis://:{PASSWORD}@127.0.0.1:{service.server.port}/1"
@@ -185,7 +185,7 @@ def wrong_limiter(kind: str, server: RedisServer) -> str:
 
 @pytest.mark.parametrize("kind", ["nothing listens", "wrong password", "a cluster's node"])
 def test_a_limiter_that_was_never_reached(service: Service, kind: str) -> None:
-    """If the limiter's Redis has never worked, the relay sends nothing, is unready, says why, and can be stopped."""
+    """If the limiter's Redis was never reached, the relay sends nothing, is unready, says why, and can be stopped."""
     service.publish(*views(1, 2, 3))
     cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
     with RedisServer("--requirepass", PASSWORD, *cluster) as node:
@@ -205,7 +205,7 @@ def test_a_limiter_that_was_never_reached(service: Service, kind: str) -> None:
 
 
 def test_a_limiter_that_comes_later(service: Service) -> None:
-    """Once the limiter's Redis answers, the relay is ready and delivers; it stays ready if that Redis fails later."""
+    """When the limiter's Redis first answers, the relay gets ready and delivers; a later Redis failure is harmless."""
     service.publish(*views(1, 2, 3))
     server = RedisServer()
     options = ("--limiter-replicas", 2, "--limiter-on-unreachable", "wait")
@@ -223,7 +223,7 @@ def test_a_limiter_that_comes_later(service: Service) -> None:
 
 
 def test_a_cluster(service: Service) -> None:
-    """If the stream is on a Redis Cluster, the command ends with one sentence and status 2."""
+    """If the stream is on a Redis Cluster, the command prints one sentence and ends with status 2."""
     cluster = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(free_port()))
     with RedisServer(*cluster) as node:
         result = run_command("relay", "--source", f"{node.url}?stream=events", env=service.env)
@@ -234,7 +234,7 @@ def test_a_cluster(service: Service) -> None:
 
 @pytest.mark.skipif(not INSTALLED, reason="confluent-kafka is not installed")
 def test_a_kafka_that_is_gone(service: Service) -> None:
-    """If no Kafka broker is left, the relay is unready within seconds, and SIGTERM ends it with status 0 or 1."""
+    """If the only Kafka broker dies, the relay is unready within seconds, and SIGTERM ends the relay with 0 or 1."""
     with kafka_server() as kafka:
         kafka.create_topic("events", 1)
         kafka.create_topic("events-dead", 1)
@@ -297,7 +297,7 @@ def test_wrong_key(service: Service) -> None:
 
 
 def test_a_broker_that_is_not_there(service: Service) -> None:
-    """If there is no broker, the relay waits for it, is unready, says why once, and can be stopped."""
+    """If no broker listens at the address, the relay waits, is unready, logs the reason once, and can be stopped."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"redis://:{PASSWORD}@127.0.0.1:{free.getsockname()[1]}/0?stream=events"
@@ -313,7 +313,7 @@ def test_a_broker_that_is_not_there(service: Service) -> None:
 
 
 def test_grace(service: Service) -> None:
-    """Messages that are not delivered within the grace time go back to the broker; a second signal ends that time."""
+    """A stopped relay delivers for up to `--grace` seconds and gives the rest back; a second signal ends this wait."""
     service.publish(*views(1, 2))
     service.emulator.add_faults([Fault(kind="stall", times=None)])
     with service.relay("--grace", "0.5") as relay:
@@ -378,7 +378,7 @@ def test_port_that_is_taken(service: Service) -> None:
 
 @pytest.mark.parametrize("library", ["prometheus_client", "starlette", "uvicorn"])
 def test_missing_extra(service: Service, library: str) -> None:
-    """If the package's extra for the relay is not installed, the command says how to install it."""
+    """If a library of the extra `relay` is not installed, the command says how to install the extra."""
     with unimported("retailrocket_async.relay._health", "retailrocket_async.relay._metrics", missing=library):
         result = run_command("relay", env=service.env)
 
@@ -421,14 +421,14 @@ def test_dead_letters(service: Service) -> None:
 @pytest.mark.parametrize("verb", ["replay", "purge"])
 @pytest.mark.parametrize("options", [(), ("--all", "--most", "1")])
 def test_removal_needs_a_number(service: Service, verb: str, options: tuple[str, ...]) -> None:
-    """If a command that removes dead letters gets neither a number nor `--all`, it is refused."""
+    """If `relay-dead` must remove dead letters and gets neither a number nor `--all`, it prints an error."""
     result = run_command("relay-dead", verb, *options, env=service.env)
 
     assert (result.exit_code, result.stderr) == (2, "error: give either --most N or --all\n")
 
 
 def test_dead_letters_of_a_broker_that_is_not_there() -> None:
-    """If the broker fails, the command prints one sentence without the password, and ends with status 1."""
+    """If the broker cannot be reached, `relay-dead` prints one sentence without the password and ends with status 1."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"redis://:{PASSWORD}@127.0.0.1:{free.getsockname()[1]}/0?stream=events"
@@ -440,7 +440,7 @@ def test_dead_letters_of_a_broker_that_is_not_there() -> None:
 
 
 def test_help_hides_the_source(service: Service) -> None:
-    """The help names all environment variables, and does not show their values."""
+    """`relay --help` names all environment variables of the relay, and does not show their values."""
     output = run_command("relay", "--help", env=service.env).stdout
 
     assert PASSWORD not in output
@@ -484,13 +484,13 @@ def test_help_hides_the_source(service: Service) -> None:
     ],
 )
 def test_wrong_settings(options: dict[str, Any], message: str) -> None:
-    """If a setting is invalid, an error names the setting."""
+    """If a setting is invalid, `RelaySettings` raises an error that names the setting."""
     with pytest.raises(ConfigurationError, match=message):
         RelaySettings(**({"source": "redis://h?stream=a"} | options))
 
 
 def test_settings_hide_their_addresses() -> None:
-    """The repr of the settings shows no password."""
+    """The `repr` of `RelaySettings` shows no password."""
     settings = RelaySettings(source=f"redis://:{PASSWORD}@h", limiter=f"redis://:{PASSWORD}@h")
 
     assert PASSWORD not in repr(settings)

@@ -1,6 +1,6 @@
-"""Relays that are killed, and an API outage longer than the lease: no event is lost, and few are sent twice.
+"""If relays are killed, or the API is down longer than messages are leased, no event is lost and few are sent twice.
 
-This is a short form of `acceptance.fleet.crash`: the same code with fewer events, the real command and a real broker.
+The tests run the code of `acceptance.fleet.crash` with fewer events, on the real command and a real broker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ pytestmark = [
 
 
 def test_killed_twice() -> None:
-    """If a relay is killed twice, no event is lost, only events in flight are sent twice; dead letters are right."""
+    """If a relay is killed twice, no event or dead letter is lost, and only events in flight are sent twice."""
     found = crash(BROKERS["redis"], events=6_000, bad=3, kills=2)
 
     assert (found["lost"], found["dead"], found["dead_wrong"], found["status"]) == (0, 6, 0, 0)
@@ -27,7 +27,7 @@ def test_killed_twice() -> None:
 
 
 def test_outage_with_two_relays() -> None:
-    """If the API is down for longer than the lease, two relays neither lose an event nor send one twice."""
+    """If the API is down for longer than the lease of messages, two relays neither lose an event nor send one twice."""
     found = outage(BROKERS["redis"], events=6_000, bad=3, lease=4.0, down=6.0)
 
     assert (found["lost"], found["duplicates"], found["dead"], found["dead_wrong"]) == (0, 0, 6, 0)

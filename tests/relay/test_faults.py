@@ -1,7 +1,8 @@
-"""Each call of a source to its broker's library fails in turn; no message is lost or acknowledged too early.
+"""Fault tests: each call of a source to its broker's library fails in turn; no message is lost or settled too early.
 
-The library's client is passed in, wrapped by `tests.support.broken_library`. A run of a few messages is made once to
-count the calls; then once more for each of them, with that call failing. See docs/relay-faults.md for what is promised.
+A source reads a relay's messages from a broker. `tests.support.broken_library` wraps the library's client that the
+source uses. A first run with a few messages counts the calls. Then there is one run for each call, in which this call
+fails. docs/relay-faults.md says what the relay guarantees.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ _names = itertools.count(1)
 
 
 class Broker:
-    """A broker with a stream for one test, whose library raises errors when `faults` says so.
+    """A message broker with one stream for one test; calls to the broker's library fail if `faults` says so.
 
     Attributes:
-        faults: what decides which call fails.
+        faults: counts the calls to the library and decides which of them fail.
     """
 
     def __init__(self, server: Any) -> None:
@@ -59,23 +60,23 @@ class Broker:
         self.stream = f"faults{next(_names)}"
 
     def source(self, *, whole: bool = False) -> Any:
-        """Return a source of the stream; if `whole` is True, its library never fails."""
+        """Return a source that reads the stream. If `whole` is True, none of its library calls fails."""
         raise NotImplementedError
 
     async def publish(self, *bodies: bytes) -> None:
-        """Publish messages."""
+        """Publish one message for each body."""
         raise NotImplementedError
 
 
 class OnRedis(Broker):
-    """Redis Streams: each command that is sent, and its answer, may fail."""
+    """A `Broker` on Redis Streams: sending a command, or reading its answer, may fail."""
 
     def source(self, *, whole: bool = False) -> Any:
-        """Return a source."""
+        """Return a source; see `Broker.source`."""
         faults = self.faults
 
         class Failing(Connection):
-            """A connection whose commands fail."""
+            """A connection to Redis; sending a command, or reading its answer, fails if `faults` says so."""
 
             async def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: FBT001, FBT002
                 await faults.call("send", super().send_packed_command, command, check_health)
@@ -89,16 +90,16 @@ class OnRedis(Broker):
         return RedisStreamSource(Redis.from_pool(pool), stream=self.stream, group="relay", name="relay-1", lease=0.5)
 
     async def publish(self, *bodies: bytes) -> None:
-        """Publish messages."""
+        """Publish one message for each body."""
         async with Redis.from_url(self.server.url) as redis:
             await RedisStream(redis, self.stream).publish(bodies)
 
 
 class OnNats(Broker):
-    """NATS: connecting, subscribing, publishing, requests, and JetStream's own calls may fail."""
+    """A `Broker` on NATS: connecting, subscribing, publishing, requests, and calls of JetStream may fail."""
 
     def source(self, *, whole: bool = False) -> Any:
-        """Return a source."""
+        """Return a source; see `Broker.source`."""
         source = NatsSource(self.server.url, self.stream, ack_wait=0.5)
         if not whole:
             replace_servers(source, lambda servers: Wrapped(servers, self.faults, {"connect": self._connection}))
@@ -122,10 +123,10 @@ class OnNats(Broker):
 
 
 class OnKafka(Broker):
-    """Kafka: starting, stopping, fetching, committing and producing may fail."""
+    """A `Broker` on Kafka: starting, stopping, fetching, committing and producing may fail."""
 
     def source(self, *, whole: bool = False) -> Any:
-        """Return a source."""
+        """Return a source; see `Broker.source`."""
         source = KafkaSource(self.server.bootstrap_servers, self.stream, f"relay-{self.stream}", session_timeout=1.2)
         if not whole:
             replace_cluster(source, lambda cluster: _FailingCluster(cluster, self.faults))
@@ -140,7 +141,7 @@ class OnKafka(Broker):
 
 
 class _FailingCluster:
-    """A `KafkaCluster` whose consumers and producers fail on demand."""
+    """A wrapper of `KafkaCluster`; calls to its consumers and producers fail if `faults` says so."""
 
     def __init__(self, cluster: Any, faults: Faults) -> None:
         self._cluster = cluster
@@ -150,37 +151,37 @@ class _FailingCluster:
         return getattr(self._cluster, name)
 
     def producer(self) -> Any:
-        """Return a producer."""
+        """Return a producer whose calls may fail."""
         names = ("start", "stop", "send", "partitions_for")
         return Wrapped(self._cluster.producer(), self._faults, dict.fromkeys(names))
 
     def consumer(self, group: str, **options: Any) -> Any:
-        """Return a consumer."""
+        """Return a consumer whose calls may fail."""
         names = ("start", "stop", "getmany", "commit", "end_offsets", "position")
         return Wrapped(self._cluster.consumer(group, **options), self._faults, dict.fromkeys(names))
 
     async def committed(self, group: str, partitions: set[Any]) -> Any:
-        """Return the committed offsets of a group."""
+        """Return the committed offsets of a consumer group; this call may fail, too."""
         return await self._faults.call("committed", self._cluster.committed, group, partitions)
 
 
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
-    """Run one server for all tests."""
+    """Run one Redis server, which all tests of this module share."""
     with RedisServer() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def nats() -> Iterator[NatsServer]:
-    """Run one server for all tests."""
+    """Run one NATS server, which all tests of this module share."""
     with nats_server() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[KafkaServer]:
-    """Run one broker for all tests."""
+    """Run one Kafka broker, which all tests of this module share."""
     with kafka_server() as server:
         yield server
 
@@ -198,22 +199,22 @@ BROKERS = [
 
 @pytest.fixture(params=BROKERS)
 def make_broker(request: pytest.FixtureRequest) -> Callable[[], Broker]:
-    """Return a function that makes a new broker on the same server at each call."""
+    """Return a function; each of its calls returns a new `Broker` (a stream for one test) on the same server."""
     kind, fixture = request.param
     server = request.getfixturevalue(fixture)
     return lambda: kind(server)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait until `condition` holds."""
+    """Wait until `condition()` is true; raise `TimeoutError` after `seconds`."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - of another process
+        while not condition():  # noqa: ASYNC110 - the condition depends on another process
             await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
 async def relaying(broker: Broker) -> AsyncIterator[tuple[Relay, RecordingClient]]:
-    """Run a relay while the block runs, and cancel the relay afterwards."""
+    """Run a relay with a client in memory while the `with` block runs, and stop the relay afterwards."""
     async with RecordingClient(batching=Batching(linger=0), retry=RetryPolicy(outlast=True)) as client:
         relay = Relay(broker.source(), client, grace=5.0)
         running = asyncio.create_task(relay.run())
@@ -225,12 +226,12 @@ async def relaying(broker: Broker) -> AsyncIterator[tuple[Relay, RecordingClient
 
 
 def products(client: RecordingClient) -> set[int]:
-    """Return the products that were tracked; the API in memory accepts all events."""
+    """Return the product numbers of the views that the relay has tracked."""
     return {event.product_id for event in client.of(View)}
 
 
 async def calls_of_a_run(make_broker: Callable[[], Broker]) -> int:
-    """Return how many calls a run without a failure makes until all messages are settled."""
+    """Run a relay without failures until all messages are settled. Return how often it called the broker's library."""
     broker = make_broker()
     await broker.publish(*numbered(GOOD), JUNK)
     async with relaying(broker) as (relay, client):
@@ -242,14 +243,18 @@ async def calls_of_a_run(make_broker: Callable[[], Broker]) -> int:
 async def run_with(
     make_broker: Callable[[], Broker], at: int, error: Callable[[], BaseException], *, late: bool, permanent: bool
 ) -> None:
-    """Run a relay whose library fails at a call; check that nothing is lost, and that it recovers."""
+    """Run a relay in which library call number `at` fails; check that no message is lost and that the relay recovers.
+
+    If `late` is True, the call fails after its work is done. If `permanent` is True, all later calls fail as well,
+    until the relay has become unready.
+    """
     broker = make_broker()
     await broker.publish(*numbered(GOOD), JUNK)
     broker.faults.arm(at, error, late=late, permanent=permanent)
     async with relaying(broker) as (relay, client):
         if permanent:
             await until(lambda: broker.faults.failed >= 2 and relay.unready is not None)
-            # Every message with an outcome is either settled, or the broker still has it.
+            # From here on all calls succeed. The broker still has every message that is not settled yet.
             broker.faults.disarm()
         await until(lambda: len(products(client)) == GOOD)
         await until(lambda: relay.stats().dead != {} and relay.unready is None)
@@ -259,7 +264,7 @@ async def run_with(
     try:
         letters = await source.list_dead(99)
         assert set(bodies_of(letters)) == {JUNK}, (at, broker.faults.names)
-        # There is one dead letter. Kafka may have several, because it does not recognize a duplicate.
+        # There is one dead letter. Kafka may have several, because Kafka does not recognize a duplicate.
         assert len(letters) == 1 or isinstance(broker, OnKafka)
     finally:
         await source.aclose()
@@ -269,7 +274,7 @@ MOST_AT_ONCE = 8
 
 
 async def for_each(numbers: range, run: Callable[[int], Any]) -> None:
-    """Call `run` for each number, a few at the same time."""
+    """Call `run` for each number; at most `MOST_AT_ONCE` calls run at the same time."""
     slots = asyncio.Semaphore(MOST_AT_ONCE)
 
     async def one(number: int) -> None:
@@ -287,7 +292,7 @@ async def for_each(numbers: range, run: Callable[[int], Any]) -> None:
 
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 async def test_each_call_fails_once(make_broker: Callable[[], Broker], *, late: bool) -> None:
-    """If any call fails once, before or after its work, all messages are delivered and the dead letter is stored."""
+    """If any library call fails once, before or after its work, each message is delivered or becomes a dead letter."""
     calls = await calls_of_a_run(make_broker)
 
     await for_each(range(calls), lambda at: run_with(make_broker, at, ERRORS["OSError"], late=late, permanent=False))
@@ -295,7 +300,7 @@ async def test_each_call_fails_once(make_broker: Callable[[], Broker], *, late: 
 
 @pytest.mark.parametrize("error", ERRORS)
 async def test_each_call_fails_for_a_while(make_broker: Callable[[], Broker], error: str) -> None:
-    """If all calls fail for a while, the relay is unready meanwhile, and recovers without losing a message."""
+    """If all library calls fail for a while, the relay is unready during this time, recovers, and loses no message."""
     calls = await calls_of_a_run(make_broker)
 
     await for_each(range(calls), lambda at: run_with(make_broker, at, ERRORS[error], late=False, permanent=True))

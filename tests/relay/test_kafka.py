@@ -1,4 +1,4 @@
-"""`KafkaSource` on librdkafka's mock cluster: the tests that every source must pass, and tests for Kafka only.
+"""Tests of `KafkaSource` on librdkafka's mock cluster: those that every source must pass, and tests for Kafka only.
 
 tests/support/kafka_server.py lists the features that the mock cluster lacks; no test covers these features.
 """
@@ -52,7 +52,7 @@ def topic(server: KafkaServer) -> str:
 
 
 def make(server: KafkaServer, topic: str) -> KafkaSource:
-    """Return a source of a topic; its consumer group is used for this topic only."""
+    """Return a source (a reader of messages) of a topic, with a consumer group that is used for this topic only."""
     # A new member of the mock cluster waits for the session time-out minus one second, so the time-out is short.
     return KafkaSource(server.bootstrap_servers, topic, f"relay-{topic}", session_timeout=1.2)
 
@@ -60,7 +60,7 @@ def make(server: KafkaServer, topic: str) -> KafkaSource:
 async def fetch_all(source: KafkaSource, count: int, most: int = 500) -> list[Any]:
     """Fetch until there are `count` messages; connect again if the cluster fails, as the relay does.
 
-    The mock cluster, unlike Kafka, refuses a member that joins a rebalance late.
+    Unlike Kafka, the mock cluster refuses a consumer that joins a rebalance too late; then `fetch` raises an error.
     """
     found: list[Any] = []
     async with asyncio.timeout(60):
@@ -73,7 +73,7 @@ async def fetch_all(source: KafkaSource, count: int, most: int = 500) -> list[An
 
 
 class TestKafkaSource(SourceContract):
-    """The tests that every source must pass."""
+    """Run the tests that every source must pass on a `KafkaSource`."""
 
     lease = None
 
@@ -84,7 +84,7 @@ class TestKafkaSource(SourceContract):
             yield
 
     async def make(self, name: str = "relay-1", lease: float | None = None) -> KafkaSource:
-        """Return a source of this test's topic."""
+        """Return a source (a reader of messages) of this test's topic."""
         return make(self.server, self.topic)
 
     async def publish(self, bodies: Sequence[bytes]) -> None:
@@ -94,7 +94,8 @@ class TestKafkaSource(SourceContract):
     async def test_settled_is_gone(self) -> None:
         """If a message is settled, it is never fetched again, neither before nor after a restart.
 
-        The only partition belongs to one member of the group, so a third source would get no messages.
+        This replaces the inherited test, which opens another source without closing the first one. A topic with one
+        partition gives messages to one source only, so the other source would get none.
         """
         await self.publish(numbered(10))
         source = await self.source()
@@ -118,14 +119,14 @@ async def source(server: KafkaServer, topic: str) -> AsyncIterator[KafkaSource]:
 
 @pytest.fixture
 async def publisher(server: KafkaServer, topic: str) -> AsyncIterator[KafkaTopic]:
-    """Yield a publisher for the same topic."""
+    """Yield a publisher for this test's topic."""
     async with KafkaTopic(server.bootstrap_servers, topic) as made:
         yield made
 
 
 @pytest.fixture
 def wide(server: KafkaServer) -> str:
-    """Create a topic of four partitions, and return its name."""
+    """Create a topic of four partitions, and a topic for its dead letters; return the topic's name."""
     name = f"wide{next(_names)}"
     server.create_topic(name, 4)
     server.create_topic(f"{name}-dead", 4)
@@ -133,7 +134,7 @@ def wide(server: KafkaServer) -> str:
 
 
 def by_visitors(visitors: int, each: int) -> list[bytes]:
-    """Return `each` envelopes for each of `visitors` visitors, in turn."""
+    """Return encoded views in rounds: in each of `each` rounds, every one of `visitors` visitors has one view."""
     return [
         b'{"view":{"sessionExternalId":"v%d","productId":%d}}' % (visitor, number)
         for number in range(each)
@@ -162,10 +163,10 @@ class TestPartitions:
         assert len({message.id.partition(":")[0] for message in found}) == 4
 
     async def test_another_relay_comes(self, server: KafkaServer, wide: str) -> None:
-        """If a second relay joins, it reads the partitions that it takes over, and the first continues in the others.
+        """If a second relay joins, it reads the partitions that it takes over; the first relay keeps the other ones.
 
-        The unsettled messages of a lost partition are settled by the second relay, and only this relay stores their
-        dead letters.
+        The unsettled messages of a partition that the first relay loses are settled by the second relay, and only the
+        second relay stores their dead letters.
         """
         async with KafkaTopic(server.bootstrap_servers, wide) as publisher:
             await publisher.publish(by_visitors(30, 10))
@@ -173,7 +174,7 @@ class TestPartitions:
         await first.open()
         held = await fetch_all(first, 300)
         await second.open()
-        # Both fetch until the rebalance is over, because a member that does not poll does not join again.
+        # Both sources fetch until the rebalance is over, because a consumer that does not poll cannot join again.
         theirs: list[Any] = []
         again: list[Any] = []
         async with asyncio.timeout(60):
@@ -230,10 +231,10 @@ REBALANCE, REFUSED, TOO_LARGE = 27, 30, 10
 
 
 class TestNotes:
-    """Tests of the note that is committed with an offset: it lists the settled messages above the offset."""
+    """Tests of the note, a text that is committed with an offset and lists the settled messages above this offset."""
 
     async def test_settled_out_of_order(self, server: KafkaServer, topic: str, publisher: KafkaTopic) -> None:
-        """After a restart only unsettled messages are fetched; each dead letter is stored once."""
+        """After a restart only unsettled messages are fetched, and each dead letter is stored once."""
         await publisher.publish(numbered(20))
         source = make(server, topic)
         await source.open()
@@ -259,7 +260,7 @@ class TestFailures:
     async def test_commit_during_a_rebalance(
         self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic, topic: str
     ) -> None:
-        """If messages are settled while the group refuses commits, the next `extend` commits them."""
+        """If the group refuses commits while messages are settled, the next `extend` commits the messages."""
         await publisher.publish(numbered(10))
         found = await fetch_all(source, 10)
         server.fail(COMMIT, REBALANCE, 1)
@@ -315,7 +316,7 @@ class TestFailures:
         assert bodies_of(await source.list_dead(9)) == bodies_of(found[:1])
 
     async def test_no_broker(self) -> None:
-        """If there is no broker, `open` fails, and every other method fails until `open` has succeeded."""
+        """If there is no broker, `open` raises, and every other method raises until `open` has succeeded."""
         source = KafkaSource("127.0.0.1:1", "events", user="bob", password="s3cret")
         with pytest.raises(aiokafka.errors.KafkaConnectionError) as failure:
             await source.open()
@@ -326,7 +327,7 @@ class TestFailures:
         await source.aclose()
 
     async def test_log_that_was_cut_off(self, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """If offsets start again, the new messages are fetched, and settling the earlier ones commits nothing."""
+        """If offsets start again at 0, the new messages are fetched, and settling the earlier ones commits nothing."""
         await publisher.publish(numbered(5))
         found = await fetch_all(source, 5)
         partition = found[0].handle.partition
@@ -353,11 +354,12 @@ class HangingClient:
     """A client of aiokafka whose `stop` never ends.
 
     Args:
-        attribute: its attribute that holds the connections: `client` in a producer, `_client` in a consumer.
+        attribute: the name of the attribute that holds the connections: `client` in a producer, `_client` in a
+            consumer.
 
     Attributes:
-        stops: set once `stop` was called.
-        closed: whether its connections were closed.
+        stops: an event that is set when `stop` is called.
+        closed: whether the connections were closed.
     """
 
     def __init__(self, attribute: str) -> None:
@@ -366,7 +368,7 @@ class HangingClient:
         setattr(self, attribute, self)
 
     async def stop(self) -> None:
-        """Hang."""
+        """Record that `stop` was called, and hang."""
         self.stops.set()
         await asyncio.get_running_loop().create_future()
 
@@ -376,10 +378,10 @@ class HangingClient:
 
 
 class TestCancelling:
-    """Tests in which every await is cancelled; no message may be lost."""
+    """Tests that cancel a method again and again, each time at a later await; no message may be lost."""
 
     async def test_open(self, server: KafkaServer, topic: str, publisher: KafkaTopic) -> None:
-        """If `open` is cancelled, it can be called again."""
+        """If `open` is cancelled, `open` can be called again."""
         source = make(server, topic)
         await cancel_everywhere(source.open)
         await publisher.publish(numbered(1))
@@ -408,7 +410,7 @@ class TestCancelling:
         assert {letter.message_id for letter in await source.list_dead(9999)} == {message.id for message in found[10:]}
 
     async def test_everything_else(self, source: KafkaSource, publisher: KafkaTopic) -> None:
-        """If reads and calls of `extend` are cancelled, the source still works."""
+        """If `extend`, `lag`, `release`, or a method for dead letters is cancelled, the source still works."""
         await publisher.publish(numbered(20))
         found = await fetch_all(source, 20)
         await source.settle(found[:18], [(m, "rejected: HTTP 400") for m in found[18:]])
@@ -425,10 +427,10 @@ class TestCancelling:
 @pytest.mark.endurance
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_twice() -> None:
-    """If a relay is killed twice, no event or dead letter is lost, and each time at most a window is sent twice.
+    """If a relay is killed twice, nothing is lost; per kill, at most the fetched, unsettled messages are sent twice.
 
     A dead letter may be stored twice: if a relay is killed after it has stored a dead letter and before it has
-    committed, it stores the dead letter again.
+    committed the message, it stores the dead letter again after its restart.
     """
     from acceptance.fleet.crash import BROKERS, crash
 
@@ -440,7 +442,7 @@ def test_killed_twice() -> None:
 
 
 class TestSettings:
-    """Tests of the constructors' arguments and of the address; they need no broker."""
+    """Tests of the constructor's arguments and of the address from which a source is created; they need no broker."""
 
     @pytest.mark.parametrize(
         ("url", "shown"),
@@ -454,11 +456,11 @@ class TestSettings:
         ],
     )
     def test_from_url(self, url: str, shown: str) -> None:
-        """An address sets all options, and the repr does not show the password."""
+        """An address sets all options of the source, and the source's `repr` does not show the password."""
         assert repr(KafkaSource.from_url(url, name="pod-1")) == shown
 
     def test_account(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """User and password come from the environment or the address, and are passed only to the library."""
+        """User and password come from the environment or the address, and only aiokafka gets them."""
         options = cluster_of(KafkaSource.from_url("kafkas://b%40b:s%3Acret@a/e", name="pod-1")).options()
         assert options["sasl_plain_username"] == "b@b"
         assert options["sasl_plain_password"] == "s:cret"

@@ -1,4 +1,4 @@
-"""Dead letters on real brokers that refuse them: no dead letter is lost, and later messages do not wait."""
+"""Tests of dead letters on real brokers that refuse to store them: none is lost, and later messages do not wait."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ _names = itertools.count(1)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait until `condition` holds."""
+    """Wait until `condition()` is true; raise `TimeoutError` after `seconds`."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - of another process
+        while not condition():  # noqa: ASYNC110 - the condition depends on another process
             await asyncio.sleep(0.02)
 
 
@@ -73,7 +73,7 @@ async def fetch_all(source: Any, count: int) -> list[Message]:
 
 @asynccontextmanager
 async def relaying(source: Any, ends: tuple[bool, ...] = (True,)) -> AsyncIterator[tuple[Relay, Any]]:
-    """Run a relay to an emulator while the block runs; `ends` are the allowed results of `run`."""
+    """Run a relay that sends to an emulator while the block runs; `ends` lists the allowed results of `Relay.run`."""
     async with running_emulator(Settings(limit=None)) as emulator:
         client = AsyncTrackingClient(
             "dev-api-key",
@@ -93,12 +93,12 @@ async def relaying(source: Any, ends: tuple[bool, ...] = (True,)) -> AsyncIterat
 
 
 def junk(size: int) -> bytes:
-    """Return a body of `size` bytes that is no event."""
+    """Return a body of `size` bytes that is not a valid event."""
     return JUNK + b"x" * (size - len(JUNK))
 
 
 def check_shortened(letter: Any, body: bytes, most: int) -> None:
-    """Check that a dead letter has the beginning of a body, and describes the whole body."""
+    """Check that a dead letter has only the beginning of `body`, and the size and hash of the whole `body`."""
     assert 0 <= len(letter.body) < most
     assert body.startswith(letter.body)
     assert letter.size == len(body)
@@ -118,14 +118,14 @@ FOR_PEOPLE = "+xrange +xdel +multi +exec"
 
 @pytest.fixture(scope="module")
 def redis_of_all() -> Iterator[RedisServer]:
-    """Run one server for all tests."""
+    """Run one Redis server, which all tests of this module share."""
     with RedisServer("--enable-debug-command", "yes") as server:
         yield server
 
 
 @pytest.fixture
 async def redis(redis_of_all: RedisServer) -> AsyncIterator[Any]:
-    """Yield a client of the server, whose data and settings have been reset."""
+    """Yield a client of the Redis server. After the test, reset the server's data and settings."""
     async with Redis.from_url(redis_of_all.url) as client:
         yield client
         await client.config_set("maxmemory", 0)
@@ -134,13 +134,13 @@ async def redis(redis_of_all: RedisServer) -> AsyncIterator[Any]:
 
 
 def on_redis(server: RedisServer, user: str = "", **options: Any) -> RedisStreamSource:
-    """Return a source of the stream `events`."""
+    """Return a source that reads the Redis stream `events`."""
     more = "".join(f"&{name}={value}" for name, value in options.items())
     return RedisStreamSource.from_url(f"{server.url.replace('//', f'//{user}')}?stream=events{more}", name="relay-1")
 
 
 async def allow(redis: Any, rules: str) -> None:
-    """Allow the user `relay` only these commands, on the relay's keys."""
+    """Allow the Redis user `relay` to use only the commands in `rules`, and only on the relay's two keys."""
     await redis.execute_command(
         "ACL", "SETUSER", "relay", "reset", "on", ">pw", "~events", "~events:dead", *rules.split()
     )
@@ -176,7 +176,7 @@ class TestRedisStreams:
     async def test_letter_that_is_refused(self, redis: Any, redis_of_all: RedisServer, refusal: str) -> None:
         """If Redis refuses a dead letter, its message is not acknowledged, and later messages are delivered.
 
-        The relay is unready, and says why; once Redis accepts the dead letter, it is stored once.
+        Meanwhile the relay is unready and says why. When Redis accepts dead letters again, this one is stored once.
         """
         await RedisStream(redis, "events").publish([junk(50), *numbered(2)])
         await redis.xgroup_create("events", "relay", id="0")
@@ -233,7 +233,7 @@ class TestRedisStreams:
         assert await redis.xlen("events") == 0
 
     async def test_without_memory_and_without_a_group(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """If a group cannot be created because memory is full, this is a failure of the broker, and is retried."""
+        """If Redis is out of memory and cannot create the group, `open` raises Redis's error and can be repeated."""
         await redis.config_set("maxmemory", 1)
         source = on_redis(redis_of_all)
         with pytest.raises(RedisError, match="maxmemory"):
@@ -243,7 +243,7 @@ class TestRedisStreams:
         await source.aclose()
 
     async def test_body_that_is_too_large(self, redis: Any, redis_of_all: RedisServer) -> None:
-        """If Redis refuses a body as too large, its dead letter is shortened; it can be purged but not replayed."""
+        """If a body is too large for Redis, its dead letter is shortened, and can be purged but not replayed."""
         body = junk(3_000_000)
         await RedisStream(redis, "events").publish([body, junk(50)])
         source = on_redis(redis_of_all)
@@ -309,7 +309,7 @@ class TestRedisStreams:
 
 @pytest.fixture(scope="module")
 def nats() -> Iterator[NatsServer]:
-    """Run one server for all tests."""
+    """Run one NATS server, which all tests of this module share."""
     with nats_server() as server:
         yield server
 
@@ -334,7 +334,7 @@ class TestNats:
     """Tests of a relay on NATS JetStream."""
 
     async def test_stream_that_was_made_anew(self, on_nats: NatsSource) -> None:
-        """If a stream is removed and created again, new messages with old numbers get their own dead letters."""
+        """If a stream is created again, a new message gets a dead letter although its number was used before."""
         for body in (b"first", b"second"):
             await publish_nats(on_nats, body)
             [message] = await fetch_all(on_nats, 1)
@@ -346,7 +346,7 @@ class TestNats:
         assert bodies_of(await on_nats.list_dead(9)) == [b"first", b"second"]
 
     async def test_letter_that_was_removed_meanwhile(self, on_nats: NatsSource) -> None:
-        """If a dead letter was removed, the same message can become a dead letter again."""
+        """If the dead letter of a message was removed, the same message can become a dead letter again."""
         await publish_nats(on_nats, b"x")
         [message] = await fetch_all(on_nats, 1)
         await keep_dead(on_nats, [(message, REASON)])
@@ -357,7 +357,7 @@ class TestNats:
         assert bodies_of(await on_nats.list_dead(9)) == [b"x"]
 
     async def test_replay_of_letters_made_anew(self, on_nats: NatsSource) -> None:
-        """If the stream of dead letters is created again, new dead letters with old numbers can be replayed."""
+        """If the stream of dead letters is created again, a dead letter with a reused number can be replayed."""
         for body in (b"first", b"second"):
             await publish_nats(on_nats, body)
             await on_nats.settle([], [(message, REASON) for message in await fetch_all(on_nats, 1)])
@@ -388,7 +388,7 @@ class TestNats:
         assert await on_nats.purge_dead(9) == 1
 
     async def test_dead_stream_that_takes_less(self, on_nats: NatsSource) -> None:
-        """If a dead letter is too large for its stream, it is shortened; smaller ones are stored unchanged, once."""
+        """If a dead letter is too large for its stream, it is shortened; smaller dead letters are stored unchanged."""
         stream, dead = jetstream_of(on_nats), dead_stream_of(on_nats)
         await stream.delete_stream(dead)
         await stream.add_stream(name=dead, subjects=[dead], max_msg_size=100_000)
@@ -403,7 +403,7 @@ class TestNats:
         assert [letter.message_id for letter in await on_nats.list_dead(9)] == ["2"]
 
     async def test_letter_that_is_refused(self, nats: NatsServer, on_nats: NatsSource) -> None:
-        """If the stream refuses a dead letter, its message is not terminated, and later messages are delivered."""
+        """If the stream refuses a dead letter, its message stays unsettled, and later messages are delivered."""
         stream, dead = jetstream_of(on_nats), dead_stream_of(on_nats)
         await stream.delete_stream(dead)
         await stream.add_stream(name=dead, subjects=[dead], max_bytes=1, discard="new")
@@ -426,7 +426,7 @@ PRODUCE, TOO_LARGE, REFUSED = 0, 10, 29
 
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[KafkaServer]:
-    """Run one broker for all tests."""
+    """Run one Kafka broker, which all tests of this module share."""
     with kafka_server() as server:
         yield server
 
@@ -441,7 +441,7 @@ def topic(kafka: KafkaServer) -> str:
 
 
 def on_kafka(server: KafkaServer, topic: str) -> KafkaSource:
-    """Return a source."""
+    """Return a source that reads the topic."""
     return KafkaSource(server.bootstrap_servers, topic, f"relay-{topic}", session_timeout=1.2)
 
 
@@ -494,7 +494,7 @@ class TestKafka:
         assert visitor_of(b'{"view":{"sessionExternalId":"%b"}}' % (b"x" * 1025)) is None
 
     async def test_letter_that_is_refused(self, kafka: KafkaServer, topic: str) -> None:
-        """If the cluster refuses a dead letter, its offset is not committed, and later messages are delivered."""
+        """If the cluster refuses a dead letter, its message's offset is not committed; later messages are delivered."""
         await publish_kafka(kafka, topic, junk(50), *numbered(2))
         kafka.fail(PRODUCE, REFUSED, 4)
         async with relaying(on_kafka(kafka, topic)) as (relay, emulator):
@@ -508,7 +508,7 @@ class TestKafka:
         await source.aclose()
 
     async def test_topic_that_was_wiped(self, kafka: KafkaServer, topic: str) -> None:
-        """If a topic is created again, the committed offset is gone, and its partition is read from the beginning."""
+        """If a topic is created again, its committed offset is gone, and its partition is read from the beginning."""
         await publish_kafka(kafka, topic, *numbered(5))
         source = on_kafka(kafka, topic)
         await source.open()
@@ -517,22 +517,22 @@ class TestKafka:
         sought: list[int] = []
 
         class Consumer:
-            """A consumer after a rebalance; it is at offset 0, because nothing is committed."""
+            """A fake consumer after a rebalance; its position is offset 0, because no offset is committed."""
 
             def pause(self, *_: Any) -> None:
-                """Pause."""
+                """Do nothing."""
 
             resume = pause
 
             def assignment(self) -> set[Any]:
-                """Return the partitions."""
+                """Return the topic's only partition."""
                 return {partition}
 
             def seek(self, _: Any, offset: int) -> None:
                 """Record the offset."""
                 sought.append(offset)
 
-        # Nothing was ever committed, so the source continues after the last message that it has returned.
+        # No offset was ever committed, so the source continues after the last message that `fetch` has returned.
         await rebalance(source, {partition}, Consumer(), "nobody")
         assert (sought, knows(source, partition)) == ([5], True)
         await source.settle(found[:2], [])
@@ -544,7 +544,7 @@ class TestKafka:
 
 @needs_kafka
 async def test_fetching_from_a_cluster_that_is_gone() -> None:
-    """If no broker is left, `fetch` and `open` fail within seconds; `fetch` does not return an empty list."""
+    """If no broker is left, `fetch` and `open` raise within seconds, and `fetch` does not return an empty list."""
     with kafka_server() as server:
         server.create_topic("events", 1)
         server.create_topic("events-dead", 1)
@@ -563,7 +563,7 @@ async def test_fetching_from_a_cluster_that_is_gone() -> None:
 
 @needs_kafka
 async def test_a_cluster_that_is_gone() -> None:
-    """If no broker is left, a relay is unready within seconds and can be stopped; with a broker it is ready again."""
+    """If no broker is left, a relay is unready within seconds and can be stopped; once one is back, it is ready."""
     with kafka_server() as server:
         server.create_topic("events", 1)
         server.create_topic("events-dead", 1)
@@ -586,7 +586,7 @@ async def test_a_cluster_that_is_gone() -> None:
 @needs_kafka
 @pytest.mark.parametrize("wait", [0.0, 0.3, 1.0])
 async def test_the_end_without_a_cluster(wait: float) -> None:
-    """If the relay is stopped while there is no broker, `run` returns without an error of the library."""
+    """If the relay is stopped while there is no broker, `run` returns, and aiokafka leaves no task running."""
     with kafka_server() as server:
         server.create_topic("events", 1)
         server.create_topic("events-dead", 1)

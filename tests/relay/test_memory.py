@@ -1,4 +1,4 @@
-"""`MemorySource`: the tests that every source must pass, and its settings."""
+"""Tests of `MemorySource`: those that every source must pass, and tests of its settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TestMemorySource(SourceContract):
-    """The tests that every source must pass."""
+    """Run the tests that every source must pass on a `MemorySource`."""
 
     lease = 1.0
 

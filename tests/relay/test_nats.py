@@ -1,4 +1,4 @@
-"""`NatsSource` on a real nats-server with JetStream: the tests that every source must pass, and tests for NATS."""
+"""Tests of `NatsSource` on a real nats-server with JetStream: those that every source must pass, and tests for NATS."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _names = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[NatsServer]:
-    """Run a server for the tests of this module; each test has its own stream."""
+    """Run one server for all tests of this module; each test has its own stream."""
     with nats_server() as running:
         yield running
 
@@ -54,12 +54,12 @@ def stream() -> str:
 
 @pytest.mark.needs_server("nats-server")
 class TestNatsSource(SourceContract):
-    """The tests that every source must pass."""
+    """Run the tests that every source must pass on a `NatsSource`."""
 
     @pytest.fixture(autouse=True)
     async def _stream(self, server: NatsServer, stream: str) -> AsyncIterator[None]:
         self.server, self.stream = server, stream
-        # `make` creates the stream, which must exist before messages are published.
+        # `open` creates the stream, which must exist before messages are published.
         source = await self.make()
         await source.open()
         await source.aclose()
@@ -77,7 +77,8 @@ class TestNatsSource(SourceContract):
     async def test_unsettled_comes_again(self) -> None:
         """If messages were not settled before a crash, they are fetched again when their lease is over.
 
-        Newer messages may come first: they wait for no lease, and the server does not recognize a restarted relay.
+        Newer messages may be fetched first, because they need not wait for the end of a lease. The server does not
+        recognize the restarted relay, so it does not send it the unsettled messages at once.
         """
         await self.publish(numbered(10))
         source = await self.source()
@@ -121,14 +122,14 @@ async def fetch_for_ever(source: NatsSource) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Return when `condition` is true."""
+    """Wait until `condition()` is true; raise `TimeoutError` after 60 seconds."""
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - it is another task's, or another process's
+        while not condition():  # noqa: ASYNC110 - the condition depends on another task or process
             await asyncio.sleep(0.005)
 
 
 async def reopen(source: NatsSource) -> None:
-    """Open a source; try again until the server does not fail."""
+    """Call `open` again and again until it succeeds."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -165,7 +166,7 @@ class TestRestarts:
         assert (await source.lag()).pending == 0
 
     async def test_lease_that_ran_out_meanwhile(self, server: NatsServer, stream: str) -> None:
-        """If the server sends a message again that the source still holds, `fetch` does not return it again."""
+        """If the server sends a message again that the source has returned before, `fetch` leaves this message out."""
         source = NatsSource(server.url, stream, ack_wait=0.5)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:
@@ -181,7 +182,7 @@ class TestRestarts:
         await source.aclose()
 
     async def test_fails_while_the_server_is_away(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """If there is no server, every method fails within seconds with an error that says so."""
+        """If there is no server, every method raises `ConnectionError` within seconds."""
         async with NatsSubject(server.url, stream) as subject:
             await subject.publish(numbered(1))
         held = await fetch_all(source, 1)
@@ -263,7 +264,7 @@ class TestRestarts:
             server.process.send_signal(signal.SIGCONT)
 
     async def test_the_library_swallows_a_cancellation(self, server: NatsServer) -> None:
-        """nats-py swallows a cancellation while it flushes, so the relay makes calls in tasks of their own."""
+        """nats-py swallows a cancellation that arrives while it flushes; so the relay runs each call in a new task."""
         connection: Any = await nats.connect(server.url)
         flushing = await without_flusher(connection)
         await asyncio.sleep(0.1)
@@ -276,7 +277,7 @@ class TestRestarts:
     async def test_failure_is_logged_once(
         self, server: NatsServer, source: NatsSource, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """If the connection is lost and comes back, each is logged once, however many attempts fail."""
+        """If the connection is lost and comes back, both are logged once, however many attempts to connect fail."""
         caplog.set_level(logging.INFO, "retailrocket_async")
         await server.restart(2.5)
         await until(lambda: any("is there again" in message for message in caplog.messages))
@@ -286,10 +287,10 @@ class TestRestarts:
 
 @pytest.mark.needs_server("nats-server")
 class TestJetStream:
-    """Tests of behaviour that only JetStream has."""
+    """Tests of behaviour that only JetStream, the storage of NATS, has."""
 
     async def test_dead_letter_of_a_crash_is_kept_once(self, server: NatsServer, stream: str) -> None:
-        """If a crash prevents settling a dead message, and it becomes dead again, there is still one dead letter."""
+        """If a relay crashes after it has stored a dead letter, handling the message again stores no second one."""
         source = NatsSource(server.url, stream, ack_wait=0.5)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:
@@ -317,7 +318,7 @@ class TestJetStream:
         assert await source.fetch(1, 0.3) == []
 
     async def test_reason_with_odd_letters(self, source: NatsSource, stream: str) -> None:
-        """If a reason has special characters, it is stored as one line of ASCII."""
+        """If a reason has non-ASCII characters, it is stored as one line of ASCII, with escape sequences."""
         await jetstream_of(source).publish(stream, b"x")
         await source.settle([], [(message, "плохо: a=b; c") for message in await fetch_all(source, 1)])
 
@@ -345,7 +346,7 @@ class TestJetStream:
         await other.aclose()
 
     async def test_consumer_that_was_removed(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """If the consumer is removed, calls fail as if the broker failed, and the next `open` creates the consumer."""
+        """If the consumer is removed, calls raise `ConnectionError`, and the next `open` creates the consumer again."""
         await jetstream_of(source).delete_consumer(stream, "relay")
         with pytest.raises(ConnectionError, match="does not answer"):
             await asyncio.wait_for(fetch_for_ever(source), 20)
@@ -364,7 +365,7 @@ class TestJetStream:
         await source.aclose()
 
     async def test_consumer_with_too_short_a_lease(self, server: NatsServer, source: NatsSource, stream: str) -> None:
-        """If the consumer's lease is shorter than the source's, `open` raises."""
+        """If the server's consumer has a shorter lease (`ack_wait`) than the source wants, `open` raises."""
         other = NatsSource(server.url, stream, ack_wait=120)
         with pytest.raises(ConfigurationError, match="ack_wait of 60 s"):
             await other.open()
@@ -381,7 +382,7 @@ class TestJetStream:
         await other.aclose()
 
     async def test_window_of_the_consumer(self, server: NatsServer, stream: str) -> None:
-        """At most `max_ack_pending` unsettled messages are fetched; the others follow when messages are settled."""
+        """At most `max_ack_pending` unsettled messages are fetched; further messages follow when these are settled."""
         source = NatsSource(server.url, stream, ack_wait=60, max_ack_pending=10)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:
@@ -394,7 +395,7 @@ class TestJetStream:
         await source.aclose()
 
     async def test_publishing_fails_loudly(self, server: NatsServer) -> None:
-        """Publishing raises if no stream stores the subject, or outside `async with`."""
+        """`publish` raises if no stream stores the subject, and if it is called outside `async with`."""
         async with NatsSubject(server.url, "nobody.listens") as subject:
             assert isinstance(subject, Publisher)
             with pytest.raises(nats.js.errors.NoStreamResponseError):
@@ -405,10 +406,10 @@ class TestJetStream:
 
 @pytest.mark.needs_server("nats-server")
 class TestCancelling:
-    """Tests in which every await is cancelled; no message may be lost."""
+    """Tests that cancel a method again and again, each time at a later await; no message may be lost."""
 
     async def test_open(self, server: NatsServer, stream: str) -> None:
-        """If `open` is cancelled, it can be called again."""
+        """If `open` is cancelled, `open` can be called again."""
         source = NatsSource(server.url, stream)
         await cancel_everywhere(source.open)
         await jetstream_of(source).publish(stream, b"x")
@@ -426,7 +427,7 @@ class TestCancelling:
         assert (await source.lag()).pending == 0
 
     async def test_everything_else(self, server: NatsServer, stream: str) -> None:
-        """If reads and renewals of leases are cancelled, the source still works."""
+        """If any method other than `open`, `fetch` and `settle` is cancelled, the source still works."""
         source = NatsSource(server.url, stream, ack_wait=1)
         await source.open()
         async with NatsSubject(server.url, stream) as subject:
@@ -444,7 +445,7 @@ class TestCancelling:
         await cancel_everywhere(source.open)
 
         assert await source.list_dead(9) == []
-        # The replayed message is there as well, once, or twice if the cancelled call had finished.
+        # The replayed message is fetched as well: once, or twice if a cancelled `replay_dead` had already published it.
         seen: set[bytes] = set()
         async with asyncio.timeout(60):
             while not set(numbered(5, first=20)) <= seen:
@@ -456,7 +457,7 @@ class TestCancelling:
 @pytest.mark.endurance
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_killed_twice() -> None:
-    """If a relay is killed twice, no event is lost, at most a window is sent twice per kill; dead letters are right."""
+    """If a relay is killed twice, nothing is lost; per kill, at most the fetched, unsettled messages are sent twice."""
     from acceptance.fleet.crash import BROKERS, crash
 
     found = crash(BROKERS["nats"], events=6_000, bad=3, kills=2)
@@ -466,7 +467,7 @@ def test_killed_twice() -> None:
 
 
 class TestSettings:
-    """Tests of the constructors' arguments and of the address; they need no server."""
+    """Tests of the constructors' arguments and of the address from which a source is created; they need no server."""
 
     @pytest.mark.parametrize(
         ("url", "shown"),
@@ -481,7 +482,7 @@ class TestSettings:
         ],
     )
     def test_from_url(self, url: str, shown: str) -> None:
-        """An address sets all options, and the repr does not show the password."""
+        """An address sets all options of the source, and the source's `repr` does not show the password."""
         assert repr(NatsSource.from_url(url, name="pod-1")) == shown
 
     def test_account(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`RedisStreamSource` and `RedisStream`, on a real redis-server."""
+"""Tests of `RedisStreamSource` (reads messages) and `RedisStream` (publishes messages) on a real redis-server."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ pytestmark = pytest.mark.needs_server("redis-server")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    """Run one server for all tests; each test has an empty database."""
+    """Run one Redis server for all tests of this module."""
     with RedisServer() as server:
         yield server
 
 
 @pytest.fixture
 async def redis(server: RedisServer) -> AsyncIterator[Redis]:
-    """Yield a client of the server, whose database is empty."""
+    """Yield a client of the server, and empty the server's database before the test."""
     redis: Any = Redis.from_url(server.url)
     await redis.flushall()
     yield redis
@@ -63,7 +63,7 @@ async def redis(server: RedisServer) -> AsyncIterator[Redis]:
 
 
 class TestRedisStreamSource(SourceContract):
-    """The tests that every source must pass."""
+    """Run the tests that every source must pass on a `RedisStreamSource`."""
 
     lease = 1.5
 
@@ -85,7 +85,7 @@ class TestRedisStreamSource(SourceContract):
 
     @pytest.mark.parametrize("protocol", [2, 3])
     async def test_either_protocol(self, redis: Redis, protocol: int) -> None:
-        """If the caller passes a client, the source works with it in both protocols of Redis."""
+        """If the caller passes a Redis client, the source works with it in both versions of the Redis protocol."""
         client: Any = Redis.from_url(self.server.url, protocol=protocol)
         source = RedisStreamSource(client, stream="events", group="relay", name="relay-1")
         self._sources.append(source)
@@ -100,7 +100,7 @@ class TestRedisStreamSource(SourceContract):
         assert bodies_of(await self.collect(other, 1)) == numbered(1, first=4)
 
     async def test_fields_of_other_producers(self, redis: Redis) -> None:
-        """The body is the field `envelope`, or else `data`; without both, the body lists all fields and is no event."""
+        """The body is the field `envelope`, else `data`; without both, it lists all fields and is no valid event."""
         entries: list[Any] = [
             {"other": "1", "envelope": "a"},
             {"data": "b", "other": "1"},
@@ -137,7 +137,7 @@ class TestRedisStreamSource(SourceContract):
         assert "2 messages were trimmed from the stream before they were delivered" in caplog.text
 
     async def test_trimmed_entries_are_pending_no_more(self, redis: Redis) -> None:
-        """If a trimmed entry is read, it is removed from the pending entries without waiting for its lease."""
+        """If the source reads a trimmed entry, this entry is no longer pending, even if its lease is not over."""
         await self.publish(numbered(3))
         first = await self.source(lease=600.0)
         await self.collect(first, 3)
@@ -149,7 +149,7 @@ class TestRedisStreamSource(SourceContract):
         assert (await again.lag()).pending == 1
 
     async def test_nothing_settled_is_remembered(self) -> None:
-        """A source stores data only for messages that it has returned and that are not settled."""
+        """A source stores data only for messages that it has returned and that are not settled or released."""
         source = await self.source()
         for first in range(0, 60, 20):
             await self.publish(numbered(20, first))
@@ -158,7 +158,7 @@ class TestRedisStreamSource(SourceContract):
             await source.settle(found[:10], [(message, "rejected: HTTP 400") for message in found[10:15]])
             await source.release(found[15:])
             assert handed_out(source) == 0
-            # The messages were released, so the source stores them again only when it fetches them again.
+            # The messages were released, so the source stores data for them only after it has fetched them again.
             await source.settle(await self.all_of(source, numbered(5, first + 15)), [])
             assert handed_out(source) == 0
 
@@ -203,7 +203,7 @@ class TestRedisStreamSource(SourceContract):
         assert await redis.xlen("events") == 1000
 
     async def test_events_and_envelopes_are_published(self) -> None:
-        """For any batch size `publish_envelopes` encodes events, publishes envelopes unchanged, and counts both."""
+        """`publish_envelopes` encodes events, publishes encoded ones unchanged, and returns how many it published."""
         events = [View(session_external_id="a", product_id=number) for number in range(7)]
         given = [event if number % 2 else Codec().encode(event) for number, event in enumerate(events)]
         assert await publish_envelopes(self.stream, given, batch=3) == 7
@@ -214,7 +214,7 @@ class TestRedisStreamSource(SourceContract):
         ]
 
     async def test_many_dead_letters(self) -> None:
-        """If there are more dead letters than fit into one command, all can be listed, replayed and removed."""
+        """If there are more dead letters than fit into one Redis command, all can be listed, replayed and removed."""
         await self.publish(numbered(1200))
         source = await self.source()
         found = await self.collect(source, 1200)
@@ -242,7 +242,7 @@ class TestRedisStreamSource(SourceContract):
 
 
 class TestCancelled:
-    """Tests in which every await is cancelled; no message may be lost."""
+    """Tests that cancel a method again and again, each time at a later await; no message may be lost."""
 
     @pytest.fixture(autouse=True)
     async def _source(self, server: RedisServer, redis: Redis) -> AsyncIterator[None]:
@@ -261,7 +261,7 @@ class TestCancelled:
         return found
 
     async def test_open_and_fetch(self) -> None:
-        """If `open` is cancelled, it can be repeated; if `fetch` is cancelled, the next `fetch` has its messages."""
+        """If `open` is cancelled, it can be repeated; after a cancelled `fetch`, the next one returns the messages."""
         await cancel_everywhere(self.source.open)
         await self.stream.publish(numbered(20))
         found = list(await cancel_everywhere(lambda: self.source.fetch(5, 1.0)))
@@ -280,7 +280,7 @@ class TestCancelled:
         assert bodies_of(await self.source.list_dead(100)) == numbered(10, first=10)
 
     async def test_the_rest(self) -> None:
-        """If any other method is cancelled, every message is still waiting, settled or a dead letter."""
+        """If any other method is cancelled, each message is still waiting, fetched, settled or a dead letter."""
         await self.source.open()
         await self.stream.publish(numbered(200))
         found = await self.collect(200)
@@ -289,7 +289,7 @@ class TestCancelled:
         await cancel_everywhere(self.source.lag)
         await cancel_everywhere(lambda: self.source.list_dead(9))
         await cancel_everywhere(lambda: self.source.replay_dead(1))
-        # A cancelled replay has published an unknown number of letters, each of them once, and removed only these.
+        # Cancelled replays have published an unknown number of dead letters, each once, and have removed exactly these.
         left = len(await self.source.list_dead(1000))
         assert await self.redis.xlen("events") == 200 + 100 - left
         await cancel_everywhere(lambda: self.source.purge_dead(1))
@@ -399,13 +399,16 @@ def test_wrong_streams(options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("batch", [0, -1, True, "1"])
 async def test_wrong_batches(batch: int) -> None:
-    """If `batch` is no number above 0, `publish_envelopes` raises."""
+    """If `batch` is not a whole number above 0, `publish_envelopes` raises."""
     with pytest.raises(ConfigurationError, match="batch must be"):
         await publish_envelopes(RedisStream(Redis(), "a"), [], batch=batch)
 
 
 async def relay_through(server: RedisServer, disturb: Any, *, lease: float = 2.0) -> tuple[Any, Counter[int], Any]:
-    """Relay 2,000 events to an emulator while `disturb` runs; return stats, recorded products and lag."""
+    """Relay 2,000 events to an emulator while `disturb` runs.
+
+    Return the relay's statistics, how often each product was recorded, and the source's final lag.
+    """
     publisher: Any = Redis.from_url(server.url)
     await publish_envelopes(
         RedisStream(publisher, "events"),
@@ -422,7 +425,7 @@ async def relay_through(server: RedisServer, disturb: Any, *, lease: float = 2.0
         await until(lambda: all_settled(relay, 0))
         # Messages that another relay has fetched and not settled are delivered when their lease is over.
         async with asyncio.timeout(30):
-            while (lag := await relay.lag()) != Lag(waiting=0, pending=0):  # noqa: ASYNC110 - a broker calls nobody
+            while (lag := await relay.lag()) != Lag(waiting=0, pending=0):  # noqa: ASYNC110 - brokers have no event
                 await asyncio.sleep(0.02)
         relay.stop()
         assert await running
@@ -430,7 +433,7 @@ async def relay_through(server: RedisServer, disturb: Any, *, lease: float = 2.0
 
 
 def relay_of(server: RedisServer, emulator: Any, name: str, lease: float = 2.0) -> Relay:
-    """Return a relay between a server and an emulator, in small batches."""
+    """Return a relay that reads from a Redis server and sends small batches to an emulator."""
     client = AsyncTrackingClient(
         "dev-api-key",
         "dev-partner",
@@ -449,9 +452,9 @@ def products(emulator: Any) -> Counter[int]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds."""
+    """Wait until `condition()` is true; raise `TimeoutError` after 60 seconds."""
     async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - of another process
+        while not condition():  # noqa: ASYNC110 - the condition depends on another process
             await asyncio.sleep(0.02)
 
 
@@ -480,7 +483,7 @@ async def test_an_api_that_fails_for_a_while(redis_server: RedisServer, kind: di
 
     async def disturb(emulator: Any, relay: Relay) -> None:
         await until(lambda: emulator.stats()["total_events"] >= 500)
-        # The failure lasts longer than the lease of one second.
+        # The failure lasts 2.5 seconds, which is longer than the lease of one second.
         if kind:
             emulator.fail_with("status", times=None, **kind)
         else:

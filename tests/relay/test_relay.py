@@ -1,4 +1,6 @@
-"""`Relay` with a broker in memory and a scripted server, on a virtual clock.
+"""Tests of `Relay` with a broker in memory and a server that answers by a script, on a virtual clock.
+
+The table lists what may happen at each await of a relay, and the tests of it.
 
 ==============================  ==========================================  =======================================
 await                           what is cancelled there, or fails           tested by
@@ -71,7 +73,7 @@ JUNK = b'{"view":{"sessionExternalId":"a","productId":"1"}}'
 
 
 def envelopes(numbers: range, visitors: int = 7) -> list[bytes]:
-    """Return the envelopes of events with these numbers; `visitors` visitors take turns."""
+    """Return encoded events with these numbers; event number `n` belongs to visitor `n % visitors`."""
     return [CODEC.encode(event(number, f"v{number % visitors}")) for number in numbers]
 
 
@@ -79,7 +81,7 @@ class Scene:
     """A relay between a stream in memory and a scripted server.
 
     Attributes:
-        running: the task that runs the relay, from `start` on.
+        running: the task that runs the relay; `start` sets it.
     """
 
     def __init__(
@@ -102,36 +104,36 @@ class Scene:
         self.running: asyncio.Task[bool]
 
     def start(self) -> Scene:
-        """Start the relay in a task."""
+        """Start the relay in a task, and return this object."""
         self.running = asyncio.create_task(self.relay.run())
         return self
 
     async def stop(self) -> bool:
-        """Stop the relay, and check that its counters add up."""
+        """Stop the relay, check that its counters add up, and return the result of `Relay.run`."""
         self.relay.stop()
         clean = await self.running
         self.check()
         return clean
 
     def check(self) -> None:
-        """Raise unless every message is counted exactly once."""
+        """Raise an error unless every message is counted exactly once."""
         stats = self.relay.stats()
         settled = stats.delivered + stats.filtered + sum(stats.dead.values()) + stats.released
         assert stats.received == settled + stats.in_hand, stats
 
     async def left(self) -> Lag:
-        """Return the source's lag: the numbers of messages that are still with the broker."""
+        """Return the source's lag: how many messages wait at the broker, and how many are fetched but unsettled."""
         return await self.source.lag()
 
     async def until(self, condition: Callable[[], bool], seconds: float = 600.0) -> None:
-        """Wait until `condition` holds."""
+        """Wait until `condition()` is true; fail after `seconds`."""
         end = now() + seconds
         while not condition():
             assert now() < end, self.relay.stats()
             await asyncio.sleep(0.01)
 
     async def until_delivered_besides(self, count: int, unsettled: int) -> None:
-        """Wait until `count` messages are delivered and settled, and `unsettled` others are not settled."""
+        """Wait until `count` messages are delivered and settled, and exactly `unsettled` other ones are not settled."""
         stats = self.relay.stats
         await self.until(lambda: stats().delivered >= count and stats().unsettled == unsettled)
 
@@ -186,7 +188,7 @@ def test_delivers_and_acknowledges() -> None:
     ],
 )
 def test_no_event_is_a_dead_letter(body: bytes, reason: str) -> None:
-    """If a message is no event, it becomes a dead letter with a reason of one line; others are delivered."""
+    """If a message is no valid event, it becomes a dead letter with a one-line reason; other messages are delivered."""
 
     async def test() -> None:
         scene = Scene(ScriptedTransport()).start()
@@ -219,7 +221,7 @@ def test_unknown_names_where_they_are_allowed() -> None:
 
 
 def test_refused_is_a_dead_letter() -> None:
-    """If the API refuses an event, it becomes a dead letter, and the other events of its batch are delivered."""
+    """If the API refuses an event, its message becomes a dead letter; the other events of its batch are delivered."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=lambda request: 400 if 7 in request.numbers else 200)
@@ -264,7 +266,7 @@ def test_too_old_is_a_dead_letter() -> None:
 
 
 def test_the_time_of_publication() -> None:
-    """If an event has no timestamp, it gets the time of its publication; otherwise its timestamp is unchanged."""
+    """If an event has no timestamp, its message's time of publication is used; otherwise its timestamp is unchanged."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -346,7 +348,7 @@ def test_dispositions(outcome: Outcome, kind: str, reason: str) -> None:
 
 
 def test_nothing_is_acknowledged_before_its_outcome() -> None:
-    """While no request is answered, no message is settled, and at most one window of messages is fetched."""
+    """While no request is answered, no message is settled, and at most `window` messages are fetched."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=PARKED)
@@ -374,7 +376,7 @@ TROUBLES: dict[str, Step] = {
 @pytest.mark.endurance
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_hours_of_outage(trouble: str) -> None:
-    """In a long outage the relay fetches no more than its window; after the outage it delivers all messages."""
+    """In a long outage the relay fetches no more than `window` messages; after the outage it delivers all messages."""
 
     async def test() -> None:
         def then(request: Request) -> Step:
@@ -405,7 +407,7 @@ def test_hours_of_outage(trouble: str) -> None:
 @pytest.mark.parametrize("status", [401, 403, 404])
 @pytest.mark.parametrize("outlast", [True, False])
 def test_a_wrong_key_makes_no_dead_letters(status: int, *, outlast: bool) -> None:
-    """If the key, shop or address is refused, the relay is unready and makes no dead letters; then it continues."""
+    """If the API refuses key, shop or address, the relay is unready, makes no dead letters, and later delivers all."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=status)
@@ -415,7 +417,7 @@ def test_a_wrong_key_makes_no_dead_letters(status: int, *, outlast: bool) -> Non
         await asyncio.sleep(HOURS)
         assert scene.relay.unready == "sending is halted: the log says what to correct"
         assert scene.relay.stats().in_hand <= 40
-        # The relay pauses between its attempts.
+        # The relay pauses between its attempts, so there is less than one request per second.
         assert len(transport.requests) < HOURS
         transport.then = OK
         await scene.until_delivered(100)
@@ -428,7 +430,7 @@ def test_a_wrong_key_makes_no_dead_letters(status: int, *, outlast: bool) -> Non
 
 
 def test_a_retry_with_nothing_in_flight() -> None:
-    """If the API went down and no event is in flight any more, the next event is still sent."""
+    """If the API went down and no event is in flight, the relay still sends the next event."""
 
     async def test() -> None:
         transport = ScriptedTransport(*[TIMED_OUT] * 3, NO_CONNECTION, NO_CONNECTION)
@@ -444,7 +446,7 @@ def test_a_retry_with_nothing_in_flight() -> None:
 
 @pytest.mark.endurance
 def test_a_stalled_api_and_two_relays() -> None:
-    """If the API stalls for many leases, neither relay gets the other one's messages: each event is sent once."""
+    """If the API stalls for many leases, no relay gets messages that the other has fetched; each event is sent once."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=lambda request: NO_CONNECTION if 1.0 <= request.at < 400.0 else OK)
@@ -461,7 +463,7 @@ def test_a_stalled_api_and_two_relays() -> None:
 
 
 def test_order_amid_faults() -> None:
-    """Even if requests fail and are repeated, a visitor's events are recorded in the order of the stream."""
+    """Even if requests fail and are repeated, each visitor's events are recorded in the order of the stream."""
 
     async def test() -> None:
         transport = ScriptedTransport(
@@ -478,11 +480,11 @@ def test_order_amid_faults() -> None:
     run(test())
 
 
-# --- bounds ---
+# --- limits on what the relay holds ---
 
 
 def test_the_window_in_bytes() -> None:
-    """The unsettled messages exceed the window in bytes by at most one fetch."""
+    """The relay's unsettled messages have at most `window_bytes` bytes, plus the bytes of one fetch."""
 
     async def test() -> None:
         large = [
@@ -507,7 +509,7 @@ def test_the_window_in_bytes() -> None:
 
 @pytest.mark.parametrize("overflow", ["wait", "raise"])
 def test_a_smaller_buffer(overflow: Any) -> None:
-    """If the client's buffer is smaller than the window, the relay waits for room, and delivers all events."""
+    """If the client's buffer is smaller than the relay's `window`, the relay waits for room and delivers all events."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -564,7 +566,7 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
     run(test())
 
 
-# --- the end ---
+# --- stopping the relay ---
 
 
 def test_the_end_waits_for_what_was_fetched() -> None:
@@ -588,7 +590,7 @@ def test_the_end_waits_for_what_was_fetched() -> None:
 
 
 def test_what_is_not_delivered_in_time_is_given_back() -> None:
-    """If a message has no outcome at the end of the grace time, it goes back, and another relay delivers it."""
+    """If a message has no outcome at the end of the grace time, it is given back, and another relay delivers it."""
 
     async def test() -> None:
         transport = ScriptedTransport(then=NO_CONNECTION)
@@ -609,7 +611,7 @@ def test_what_is_not_delivered_in_time_is_given_back() -> None:
 
 
 def test_no_call_after_the_source_is_closed() -> None:
-    """After the relay has closed its source it calls no other method, because a call would connect again."""
+    """After the relay has closed its source it calls no method of the source, because a call would connect again."""
 
     class Slow(MemorySource):
         calls: list[str]
@@ -654,7 +656,7 @@ def test_runs_once() -> None:
 
 
 class Shaky:
-    """A source of which one method fails or hangs.
+    """A wrapper of a `MemorySource`, in which one method fails or hangs.
 
     Attributes:
         fails: the name of the method that fails; None if no method fails.
@@ -682,34 +684,34 @@ class Shaky:
         return await getattr(self._source, method)(*arguments)
 
     async def open(self) -> None:
-        """Connect."""
+        """Connect, unless this method shall fail or hang."""
         await self._do("open")
         self.opened += 1
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Fetch."""
+        """Fetch, unless this method shall fail or hang."""
         found: Sequence[Message] = await self._do("fetch", most, wait)
         return found
 
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
-        """Settle."""
+        """Settle the messages, unless this method shall fail or hang."""
         await self._do("settle", done, dead)
 
     async def extend(self, messages: Sequence[Message]) -> None:
-        """Extend."""
+        """Extend the leases of the messages, unless this method shall fail or hang."""
         await self._do("extend", messages)
 
     async def release(self, messages: Sequence[Message]) -> None:
-        """Release."""
+        """Give the messages back, unless this method shall fail or hang."""
         await self._do("release", messages)
 
     async def lag(self) -> Lag:
-        """Return the lag."""
+        """Return the lag, unless this method shall fail or hang."""
         lag: Lag = await self._do("lag")
         return lag
 
     async def aclose(self) -> None:
-        """Disconnect."""
+        """Disconnect, unless this method shall fail or hang."""
         await self._do("aclose")
 
     async def list_dead(self, most: int) -> Sequence[DeadLetter]:
@@ -719,7 +721,7 @@ class Shaky:
 
 @pytest.mark.parametrize(
     ("method", "after"),
-    # A failing `fetch` is not tested after its work: each source has to return such messages again by itself.
+    # `fetch` is not tested with an error after its work, because each source itself returns the lost messages again.
     [
         ("open", False),
         ("open", True),
@@ -728,7 +730,7 @@ class Shaky:
     ],
 )
 def test_a_failing_call(method: str, caplog: pytest.LogCaptureFixture, *, after: bool) -> None:
-    """If a call of the broker fails, the relay is unready and logs this once; then it continues and loses nothing."""
+    """If a call to the broker fails, the relay is unready and logs this once; then it continues and loses nothing."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -764,7 +766,7 @@ def test_a_failing_call(method: str, caplog: pytest.LogCaptureFixture, *, after:
 
 @pytest.mark.parametrize("method", ["open", "fetch", "settle", "extend"])
 def test_a_hanging_call(method: str) -> None:
-    """If a call of the broker hangs, it fails after a time-out, and the relay can be stopped meanwhile."""
+    """If a call to the broker hangs, it fails after a time-out, and the relay can be stopped meanwhile."""
 
     async def test() -> None:
         transport = ScriptedTransport()
@@ -807,7 +809,7 @@ def test_a_failing_end(method: str, *, hangs: bool) -> None:
 
 
 class Stubborn(Shaky):
-    """A source of which one method swallows some cancellations and hangs after each of them."""
+    """A source of which one method ignores its first `swallows` cancellations and keeps hanging."""
 
     def __init__(self, source: MemorySource, method: str, swallows: int) -> None:
         super().__init__(source)
@@ -866,7 +868,7 @@ class Odd(BaseException):
 @pytest.mark.parametrize("raised", [asyncio.CancelledError, Odd])
 @pytest.mark.parametrize("method", ["open", "fetch", "settle", "extend", "release", "aclose"])
 def test_a_library_that_raises_anything(method: str, raised: type[BaseException]) -> None:
-    """If the library raises `CancelledError` or another `BaseException`, this counts as a failure of the broker."""
+    """If the library raises `CancelledError` or another `BaseException`, the relay treats this as a broker failure."""
 
     class Raising(Shaky):
         async def _do(self, method: str, *arguments: Any) -> Any:
@@ -893,7 +895,7 @@ def test_a_library_that_raises_anything(method: str, raised: type[BaseException]
 
 
 def test_outcomes_of_the_last_moment_are_settled() -> None:
-    """If an outcome arrives while the relay waits for the broker at its end, its message is settled."""
+    """If an outcome arrives while the stopped relay waits for the broker, the message of this outcome is settled."""
 
     class Slow(Shaky):
         async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
@@ -919,7 +921,7 @@ def test_outcomes_of_the_last_moment_are_settled() -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 def test_dead_letters_that_cannot_be_kept(*, after: bool) -> None:
-    """If dead letters cannot be stored, the relay is unready, but delivers later messages within its window."""
+    """If dead letters cannot be stored, the relay is unready, but delivers later messages while `window` allows it."""
 
     class Full(Shaky):
         async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
@@ -955,7 +957,7 @@ def test_dead_letters_that_cannot_be_kept(*, after: bool) -> None:
 
 
 def test_what_cannot_be_settled_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
-    """If the broker fails until the end, the log says that delivered messages will be delivered again."""
+    """If the broker fails until the relay has ended, the log says that delivered messages will be delivered again."""
 
     async def test() -> None:
         stream = MemoryStream()
@@ -972,7 +974,7 @@ def test_what_cannot_be_settled_at_the_end(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_wrong_configuration_ends_it() -> None:
-    """If `open` finds a mistake in the configuration, `run` raises this error."""
+    """If `open` raises `ConfigurationError`, `run` raises this error instead of connecting again."""
 
     class Wrong(Shaky):
         async def open(self) -> None:
@@ -992,7 +994,7 @@ def test_wrong_configuration_ends_it() -> None:
 
 @pytest.mark.parametrize("turn", [*range(60), *range(60, 400, 11)])
 def test_cancelled_in_any_turn(turn: int) -> None:
-    """If a relay is cancelled in any turn of the loop, the next one delivers the unsettled messages, and no others."""
+    """If a relay is cancelled in any turn of the event loop, the next relay delivers all unsettled messages."""
 
     async def test() -> None:
         transport = ScriptedTransport(
@@ -1013,14 +1015,14 @@ def test_cancelled_in_any_turn(turn: int) -> None:
         assert await other.stop()
         assert await other.left() == Lag(waiting=0, pending=0)
         assert {letter.body for letter in await other.source.list_dead(10)} == {JUNK, *envelopes(range(13, 14))}
-        # Two requests of ten events may have been in flight.
+        # Events that were in flight when the relay was cancelled may have been recorded twice.
         assert len(transport.recorded_numbers) - 59 <= 80
 
     run(test())
 
 
 def test_cancelled_while_it_ends() -> None:
-    """If a relay is cancelled during the grace time, it ends at once, and settles the messages with an outcome."""
+    """If a relay is cancelled during the grace time, it ends at once, after settling all messages with an outcome."""
 
     async def test() -> None:
         transport = ScriptedTransport(OK, then=PARKED)

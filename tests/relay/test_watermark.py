@@ -1,4 +1,4 @@
-"""`Watermark`: the offset up to which a partition may be committed."""
+"""Tests of `Watermark`: it computes up to which offset of a Kafka partition all messages are settled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ gaps = st.lists(st.integers(1, 3), max_size=30)
 
 @given(start=st.integers(0, 10**12), gaps=gaps, data=st.data())
 def test_commits_up_to_the_lowest_unsettled(start: int, gaps: list[int], data: st.DataObject) -> None:
-    """In any order of settling, all messages below the watermark are settled, and it is as high as possible."""
+    """In any order of settling, the watermark is the highest offset below which all messages are settled."""
     watermark = Watermark(start)
     offset, unsettled, highest = start - 1, set[int](), start - 1
     for gap in gaps:
@@ -33,7 +33,7 @@ def test_commits_up_to_the_lowest_unsettled(start: int, gaps: list[int], data: s
 
 @given(count=st.integers(1, 30), data=st.data())
 def test_whatever_is_read_again_covers_what_was_not_settled(count: int, data: st.DataObject) -> None:
-    """If a reader starts at an earlier watermark, it reads all messages that were unsettled at that time."""
+    """If a reader starts at an earlier watermark, it reads all messages that were unsettled at the watermark's time."""
     watermark = Watermark(0)
     for offset in range(count):
         watermark.hand_out(offset)
@@ -65,7 +65,7 @@ def test_settling_twice(order: list[int], again: list[int]) -> None:
 
 @given(count=st.integers(1, 60), data=st.data())
 def test_what_is_settled_above_is_not_handed_out_again(count: int, data: st.DataObject) -> None:
-    """If a reader continues from a watermark and its note, it gets exactly the unsettled messages."""
+    """If a reader continues from a watermark and its note of settled messages, it gets only the unsettled messages."""
     start = data.draw(st.integers(0, 10**9))
     watermark = Watermark(start)
     offsets = range(start, start + count)
@@ -86,7 +86,7 @@ def test_what_is_settled_above_is_not_handed_out_again(count: int, data: st.Data
 
 
 def test_a_note_is_never_too_long() -> None:
-    """If the note would be too long for brokers, it omits the highest messages, which are then read again."""
+    """If the note of settled messages would be too long for brokers, the highest ones are omitted and read again."""
     watermark = Watermark(0)
     for offset in range(10_000):
         watermark.hand_out(offset)
@@ -105,12 +105,12 @@ def test_a_note_is_never_too_long() -> None:
     st.one_of(st.text(), st.text().map("settled above: ".__add__), st.just("settled above: 1 x"), st.just("by hand"))
 )
 def test_foreign_notes_say_nothing_or_are_read(note: str) -> None:
-    """If the note is from another program, it is ignored without an error, and the first message is read."""
+    """If the note was written by another program, it is ignored without an error, and the first message is read."""
     assert Watermark(5, note).hand_out(5) or note.startswith("settled above: 0")
 
 
 def test_what_is_left_out_is_committed() -> None:
-    """If all messages that are read were settled before, the watermark rises and has to be committed."""
+    """Messages that the note lists as settled are not read again, and the higher watermark has to be committed."""
     watermark = Watermark(0, "settled above: 1 3")
     assert [watermark.hand_out(offset) for offset in range(4)] == [True, False, False, False]
     before = watermark.changes

@@ -127,7 +127,7 @@ class FreeLimiter:
     """A caller's own limiter, which satisfies the protocol without inheriting from it."""
 
     async def acquire(self) -> Permit | None:
-        """Grant a permit."""
+        """Return None, which means that the request may be sent at once."""
         return None
 
     def pause_until(self, deadline: float) -> None:
@@ -153,7 +153,7 @@ def protocols() -> tuple[Limiter, Limiter, Permit]:
 
 
 async def shared() -> list[Limiter]:
-    """Pass every argument of the shared limiter."""
+    """Pass every argument of `RedisLimiter`, the limiter that several processes share."""
     redis, cluster = Redis(), RedisCluster(host="localhost")
     full = RedisLimiter(redis, RateLimit(requests=50), name="shop", replicas=4, on_unreachable="raise", timeout=0.25)
     assert_type(full.rate_limit, RateLimit)
@@ -265,7 +265,7 @@ def clients(mine: httpx.AsyncClient) -> list[AsyncTrackingClient]:
 
 
 def policies() -> list[Buffer | RetryPolicy]:
-    """Use every value of those policy fields that have several possible values."""
+    """Use every allowed value of each setting that has several allowed values."""
     assert_type(DEFAULT_RANKING, Mapping[str, int])
     return [
         Buffer(overflow="wait", max_age=None),
@@ -309,7 +309,7 @@ def described(outcome: Outcome) -> str:
 
 
 async def many() -> AsyncIterator[Event]:
-    """Yield events."""
+    """Yield events, for a method that takes an async iterator."""
     for event in events():
         yield event
 
@@ -354,14 +354,14 @@ async def calls(client: AsyncTrackingClient) -> CloseReport:
 
 
 async def handed(client: AsyncTrackingClient) -> ThreadsafeHandle:
-    """Return a handle for other threads."""
+    """Return a handle through which other threads use the client."""
     handle = client.threadsafe()
     assert_type(handle, ThreadsafeHandle)
     return handle
 
 
 def in_a_thread(handle: ThreadsafeHandle, view: View) -> Outcome:
-    """Call every method of the handle."""
+    """Call every method of the handle, as another thread would."""
     try:
         receipt = handle.track(view, timeout=1.5)
     except HandleTimeoutError as error:

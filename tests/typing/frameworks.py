@@ -33,13 +33,13 @@ class Recorder(AsyncTrackingClient):
 
 @asynccontextmanager
 async def own(app: FastAPI) -> AsyncGenerator[dict[str, str]]:
-    """Stand for an application's own lifespan that yields a state."""
+    """An application's own lifespan, which yields a state."""
     yield {"title": app.title}
 
 
 @asynccontextmanager
 async def stateless(app: Starlette) -> AsyncGenerator[None]:
-    """Stand for an application's own lifespan that yields no state."""
+    """An application's own lifespan, which yields no state."""
     assert_type(app, Starlette)
     yield
 
@@ -64,7 +64,7 @@ async def endpoint(
 
 @fast.get("/thread")
 def endpoint_in_a_thread(tracking: ThreadsafeTracking) -> None:
-    """Use the handle for threads in an endpoint that runs in a thread."""
+    """Use the thread-safe handle in an endpoint that the framework runs in a thread."""
     assert_type(tracking, ThreadsafeHandle)
 
 
@@ -93,7 +93,7 @@ async def handler(request: web.Request) -> web.Response:
 
 
 async def worker() -> None:
-    """Use a client without a web server, and replace the client as a test would."""
+    """Use a client without a web server, and replace the application's client as a test would."""
     with rocket.using(Recorder("key", "shop")) as recorder:
         assert_type(recorder, Recorder)
     async with application.RetailRocket().opened() as client:

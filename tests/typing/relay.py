@@ -35,31 +35,31 @@ class Own:
     lease: float | None = None
 
     async def open(self) -> None:
-        """Connect."""
+        """Do nothing."""
 
     async def fetch(self, most: int, wait: float) -> Sequence[Message]:
-        """Fetch."""
+        """Return one message."""
         return [Message(id=f"{most}", body=b"{}", published_at=wait)]
 
     async def settle(self, done: Sequence[Message], dead: Sequence[tuple[Message, str]]) -> None:
-        """Settle."""
+        """Do nothing."""
 
     async def extend(self, messages: Sequence[Message]) -> None:
-        """Extend."""
+        """Do nothing."""
 
     async def release(self, messages: Sequence[Message]) -> None:
-        """Release."""
+        """Do nothing."""
 
     async def lag(self) -> Lag:
-        """Return the lag."""
+        """Return a lag without numbers."""
         return Lag()
 
     async def aclose(self) -> None:
-        """Disconnect."""
+        """Do nothing."""
 
 
 async def relay(client: AsyncTrackingClient, redis: Redis) -> None:
-    """Make every source, and read the figures of a relay."""
+    """Create every kind of source, and read the statistics of a relay."""
     memory: Source = MemorySource(MemoryStream(), name="relay-1", lease=60)
     streams: Source = RedisStreamSource(redis, stream="events", group="relay", name="relay-1", delete_settled=True)
     by_url: Source = RedisStreamSource.from_url("redis://redis/0?stream=events", name="relay-1")
@@ -90,5 +90,5 @@ async def publish(redis: Redis, view: View) -> None:
 
 
 def settings() -> None:
-    """Pass the settings of a relay process."""
+    """Pass some settings of a relay process."""
     assert_type(RelaySettings(source="redis://redis/0?stream=events", rate=0).buffer, Buffer)

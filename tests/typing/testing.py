@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 async def shop(tracking: AsyncTrackingClient) -> Receipt:
-    """Stands for the shop's code that is tested."""
+    """The code of a shop that uses the client, and that a test calls."""
     return await tracking.view(session_external_id="s", product_id=1)
 
 
