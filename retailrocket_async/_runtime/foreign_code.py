@@ -71,12 +71,15 @@ def write_log(logger: logging.Logger, level: int, message: str, *args: object) -
     return True
 
 
-def ensure_stack() -> None:
+def ensure_stack(frames: int = _FRAMES) -> None:
     """Raise RecursionError if too few stack frames are left to change the state of this package.
 
     Call this function before a change: a RecursionError in the middle would leave the change half done.
+
+    Args:
+        frames: number of frames that the change needs.
     """
-    _descend(_FRAMES)
+    _descend(frames)
 
 
 def _descend(frames: int) -> None:

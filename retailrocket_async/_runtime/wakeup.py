@@ -1,0 +1,102 @@
+"""Lets one task wait until other code of its event loop wakes it, or until a moment has come.
+
+A `Wakeup` belongs to one task. It remembers no calls: `set` and `set_at` affect the task that waits now, and do nothing
+if no task waits. So the task checks what it waits for before each wait, without an `await` in between::
+
+    while (opens_at := self._opens_at()) > loop.time():
+        await self._wakeup.wait(opens_at)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Final
+
+from retailrocket_async._runtime.context import detached
+from retailrocket_async._runtime.foreign_code import ensure_stack
+from retailrocket_async._runtime.futures import set_done
+
+_FRAMES: Final = 10
+"""How many stack frames asyncio needs at most to make a waiting task run. asyncio needs more in its debug mode."""
+
+
+class Wakeup:
+    """Wakes the one task that waits in `wait`; later waits of any task and any event loop may use the same object.
+
+    Timers run in an empty context, and refer to nothing but the wait. After a wait nothing stays in memory.
+    """
+
+    __slots__ = ("_timer", "_waiter")
+
+    def __init__(self) -> None:
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def wait(self, until: float | None = None) -> None:
+        """Return after `set` was called, or at the moment `until`, whichever is first; let other tasks run meanwhile.
+
+        The caller is woken in the next turn of the loop if `until` has passed already.
+
+        Args:
+            until: moment of the loop's clock; None or infinity for no such moment. `set_at` changes it.
+
+        Raises:
+            RuntimeError: another task waits already.
+        """
+        if self._waiting() is not None:
+            raise RuntimeError("another task waits already: a Wakeup wakes one task")
+        waiter = self._waiter = asyncio.get_running_loop().create_future()
+        # The timer of a loop that was closed meanwhile never fires.
+        self._timer = None
+        try:
+            self.set_at(until)
+            await waiter
+        finally:
+            # If the loop was closed during the wait, this code may run late, while a task of another loop waits.
+            if self._waiter is waiter:
+                self._stop_timer()
+                self._waiter = None
+
+    def set(self) -> None:
+        """Wake the task that waits. Do nothing if no task waits, if it is already woken, or if its loop is closed.
+
+        Raises:
+            RecursionError: too few stack frames are left. Nothing has changed, so a later call still wakes the task.
+        """
+        if (waiter := self._waiting()) is not None:
+            # asyncio marks a future as done before it schedules the task. If scheduling failed, the task would never
+            # run again.
+            ensure_stack(_FRAMES)
+            waiter.set_result(None)
+
+    def set_at(self, moment: float | None) -> None:
+        """Wake the task that waits at another moment than before; do nothing if no task waits.
+
+        A moment that has passed wakes the task in the next turn of the loop.
+
+        Args:
+            moment: moment of the loop's clock; None or infinity to wait for `set` alone.
+
+        Raises:
+            RecursionError: too few stack frames are left. The task is then woken at the moment that was set before.
+        """
+        if (waiter := self._waiting()) is None:
+            return
+        timer: asyncio.TimerHandle | None = None
+        if moment is not None and moment < math.inf:
+            timer = detached(waiter.get_loop().call_at, moment, set_done, waiter)
+        self._stop_timer()
+        self._timer = timer
+
+    def _waiting(self) -> asyncio.Future[None] | None:
+        """Return the future of the task that waits and is not woken yet; None if there is no such task."""
+        waiter = self._waiter
+        if waiter is None or waiter.done() or waiter.get_loop().is_closed():
+            return None
+        return waiter
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
