@@ -118,7 +118,7 @@ class Dispatcher:
             keep=keep,
             watch=watch,
         )
-        self._breaker = CircuitBreaker(retry, self._affinity.now, self._state_changed)
+        self._breaker = CircuitBreaker(retry)
         self._expiry = Expiry(
             self._affinity,
             self._buffer,
@@ -141,7 +141,7 @@ class Dispatcher:
             at_once=batching.max_in_flight,
             max_age=buffer.max_age,
             part_over=self._part_over,
-            blocked=self._expiry.look,
+            expiry=self._expiry,
             watch=watch,
         )
         self.intake = Intake(
@@ -422,11 +422,6 @@ class Dispatcher:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    def _state_changed(self, change: StateChange) -> None:
-        self._buffer.short_batches = change.state == "halted"
-        self._ledger.report_state(change)
-        self._expiry.watch()
-
     def hurry(self) -> None:
         """Send all waiting batches as soon as permits are granted, without waiting for the linger."""
         if self._buffer.events:
@@ -531,7 +526,7 @@ class Dispatcher:
     def _close_begins(self) -> None:
         self.intake.close()
         self._expiry.close_begins()
-        self._breaker.hurry()
+        self._breaker.hurry(self._affinity.now())
 
     def _settle_leftovers(self) -> Iterator[int]:
         """Settle all events that have no outcome, in pieces; yield the cost of each piece, counted in events."""

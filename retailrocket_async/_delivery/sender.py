@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from retailrocket_async._delivery.circuit_breaker import Admission, CircuitBreaker
+    from retailrocket_async._delivery.expiry import Expiry
     from retailrocket_async._delivery.flight import Flight
     from retailrocket_async._delivery.ledger import Ledger
     from retailrocket_async._delivery.rate_limiter import Limiter, Permit
@@ -62,8 +63,7 @@ class Sender:
         max_age: seconds after which an event is not sent again; None for never.
         part_over: called with a flight, some of its events and their outcome; settles these events. The other events of
             the flight are still to be sent.
-        blocked: called when a batch was refused for key, shop, address, environment or proxy; settles the events that
-            have waited too long for a correction.
+        expiry: settles the events that have waited too long, for example for a corrected key.
         watch: called for every request; None without an observer.
     """
 
@@ -79,7 +79,7 @@ class Sender:
         at_once: int,
         max_age: float | None,
         part_over: Callable[[Flight, Batch, Outcome], None],
-        blocked: Callable[[], None],
+        expiry: Expiry,
         watch: Watch | None = None,
     ) -> None:
         self._affinity = affinity
@@ -91,7 +91,7 @@ class Sender:
         self._wire_slots = asyncio.Semaphore(at_once)
         self._max_age = max_age
         self._part_over = part_over
-        self._blocked = blocked
+        self._expiry = expiry
         self._watch = watch
         self._refused_serial = 0
 
@@ -112,9 +112,9 @@ class Sender:
                 self._report(flight, admission, reply)
             if reply.verdict is Verdict.BLOCKED and not again and flight.batch is not None:
                 # The batch will be sent again when the flight gets its next send slot, unless the flight has waited too
-                # long: then `Expiry`, which `self._blocked` calls, settles the flight.
+                # long: then `Expiry` settles the flight.
                 flight.tries -= 1
-                self._blocked()
+                self._expiry.look()
                 again = True
             if flight.outcome is not None:
                 return flight.outcome
@@ -129,7 +129,11 @@ class Sender:
         # endpoint does not prove that the address of the batch endpoint is correct now.
         conclusive = batches or self._breaker.status is None or self._breaker.status in _ANYWHERE
         anywhere = reply.status is None or reply.status in _ANYWHERE
-        self._breaker.report(admission, reply, halts=batches or anywhere, conclusive=conclusive)
+        now = self._affinity.now()
+        change = self._breaker.report(admission, reply, now, halts=batches or anywhere, conclusive=conclusive)
+        if change is not None:
+            self._expiry.state_changed(change.state)
+            self._ledger.report_state(change)
 
     def _doomed(self, flight: Flight, reply: Reply) -> Outcome | None:
         """Settle the events of `retry.at_most_once` that the API may have recorded; these events are not sent again.
@@ -154,7 +158,8 @@ class Sender:
         return self._without(flight, expired, flight.expired(now)) if expired else None
 
     def _too_late(self, flight: Flight) -> bool:
-        return self._affinity.now() - self._breaker.counted_from(flight.tried_at) > self._retry.max_elapsed
+        now = self._affinity.now()
+        return now - self._breaker.counted_from(flight.tried_at, now) > self._retry.max_elapsed
 
     def _without(self, flight: Flight, positions: list[int], outcome: Undelivered) -> Undelivered | None:
         if flight.batch is None or len(positions) == len(flight.batch):
@@ -178,14 +183,14 @@ class Sender:
             flight.excused += 1
             flight.tried_at = now
         flight.failed_at = now
-        elapsed = now - self._breaker.counted_from(flight.tried_at)
+        elapsed = now - self._breaker.counted_from(flight.tried_at, now)
         wait = self._retry.wait_before_next(reply, attempt=flight.tries, elapsed=elapsed, excused=flight.excused)
         if wait is None:
             return flight.give_up("retries_exhausted", now)
         if reply.failure == "limiter":
             await asyncio.sleep(wait)
         else:
-            await self._breaker.rest(wait)
+            await self._breaker.rest(now + wait)
         return flight.outcome
 
     def _is_excused(self, flight: Flight, reply: Reply) -> bool:
@@ -325,7 +330,7 @@ class Sender:
             await self._wire_slots.acquire()
             admission: Admission | None = None
             try:
-                admission = self._breaker.admit()
+                admission = self._breaker.admit(self._affinity.now())
                 permit = await self._permit() if admission is not None else None
             except BaseException:
                 self._leave(admission)

@@ -274,7 +274,7 @@ async def test_raising_hooks(caplog: pytest.LogCaptureFixture, error: BaseExcept
     receipt = await engine.track(2)
     while engine.stats().state != "halted":  # noqa: ASYNC110 - turns of the loop, not time
         await asyncio.sleep(0)
-    breaker_of(engine).hurry()
+    breaker_of(engine).hurry(now())
     await receipt
     await (await engine.track(3))
     report = await engine.aclose()

@@ -84,8 +84,8 @@ def free_wire_slots(engine: Engine) -> int:
     return engine.dispatcher._sender._wire_slots._value
 
 
-def waiting_at_breaker(engine: Engine) -> Collection[asyncio.Future[None]]:
-    """Return the futures of the tasks that wait for the circuit breaker. The collection changes with the breaker."""
+def waiting_at_breaker(engine: Engine) -> Collection[object]:
+    """Return one object for each task that waits for the circuit breaker. The collection changes with the breaker."""
     return engine.dispatcher._breaker._waiting
 
 
