@@ -79,7 +79,7 @@ class Ledger:
     ) -> None:
         self._keep = keep
         self._watch = watch
-        self.hooks = Hooks(affinity, on_outcome, on_state_change, most=max_unreported, failed=self.hook_failed)
+        self.hooks = Hooks(affinity, on_outcome, on_state_change, most=max_unreported, failures=self)
         self._keeps = False
         self.quiet = False
         self._flushes = Flushes()

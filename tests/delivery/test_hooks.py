@@ -87,8 +87,12 @@ class RecordingHooks:
             hook or self.plainly,
             hook or self.plainly,
             most=most,
-            failed=lambda name, error: self.failures.append((name, error)),
+            failures=self,
         )
+
+    def hook_failed(self, name: str, error: BaseException) -> None:
+        """Record an error of a hook."""
+        self.failures.append((name, error))
 
     def plainly(self, reported: Sequence[UndeliveredEvent] | StateChange) -> None:
         """Record a call, in any thread, after `release` is set."""
