@@ -116,7 +116,7 @@ class Dispatcher:
             keeper=keeper,
             watch=watch,
         )
-        self._breaker = CircuitBreaker(retry, self._affinity.now, self._state_changed)
+        self._breaker = CircuitBreaker(retry)
         wakeup = Wakeup()
         callers = WaitingCallers(self._affinity, self._buffer, self._ledger, wakeup, max_age=buffer.max_age)
         self._in_flight = InFlight(self._affinity, self._buffer, self._ledger, callers, wakeup)
@@ -141,6 +141,7 @@ class Dispatcher:
             retry=retry,
             transport=transport,
             max_age=buffer.max_age,
+            expiry=self._expiry,
             watch=watch,
         )
         self._runner = Runner(self._affinity, self._ledger, self._buffer.cap, self._in_flight, sender, self._expiry)
@@ -281,10 +282,6 @@ class Dispatcher:
         self.nothing_to_lose()
         message = "%s before the client was closed: %d undelivered event(s) %s; use 'async with', or await aclose()"
         write_log(logger, logging.ERROR, message, how, count, what)
-
-    def _state_changed(self, change: StateChange) -> None:
-        self._buffer.short_batches = change.state == "halted"
-        self._ledger.report_state(change)
 
     def hurry(self) -> None:
         """Send all waiting batches as soon as permits are granted, without waiting for the linger."""

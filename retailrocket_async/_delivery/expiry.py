@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from retailrocket_async._delivery.waiting_callers import WaitingCallers
     from retailrocket_async._queue.buffer import EventBuffer
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
+    from retailrocket_async._stats import State
 
 _EVERY: Final = 0.25
 """Seconds between two checks; an event may be settled this many seconds after its limit."""
@@ -98,6 +99,12 @@ class Expiry:
         if self._timer is None and not self._closed:
             self._timer = self._affinity.call_later(_EVERY, self._tick)
 
+    def state_changed(self, state: State) -> None:
+        """Note that the circuit breaker's state has changed, so that other limits may be reached."""
+        # In a halt events expire by their age, so a batch must not contain both old and young events.
+        self._buffer.short_batches = state == "halted"
+        self.watch()
+
     def close_begins(self) -> None:
         """Note that a close has begun: a refusal after this call rejects events without waiting for `max_halt`."""
         self._closing_since = self._affinity.now()
@@ -166,7 +173,7 @@ class Expiry:
         fresh = now - self._breaker.refused_at <= min(_FRESH, self._retry.max_halt / 4)
         if not fresh and math.isinf(self._asked_at):
             self._asked_at = now
-            self._breaker.probe_now()
+            self._breaker.probe_now(now)
         return fresh or now - self._asked_at >= _LAST_CHANCE
 
     def _overdue(self, flight: Flight, refused_by: float, now: float) -> Outcome | None:
@@ -175,7 +182,7 @@ class Expiry:
             return flight.refusal or self._refused(flight, now)
         if self._max_age is not None and flight.whole is not None and max(flight.whole.times) <= now - self._max_age:
             return flight.expired(now)
-        waits_since = self._breaker.counted_from(flight.tried_at)
+        waits_since = self._breaker.counted_from(flight.tried_at, now)
         if self._breaker.state == "down" and not self._retry.outlast and now - waits_since >= self._retry.max_elapsed:
             return flight.give_up("retries_exhausted", now)
         return None

@@ -43,7 +43,7 @@ class SendGate:
             await self._wire_slots.acquire()
             admission: Admission | None = None
             try:
-                admission = self._breaker.admit()
+                admission = self._breaker.admit(self._affinity.now())
                 permit = await self._permit() if admission is not None else None
             except BaseException:
                 self.leave(admission)

@@ -11,7 +11,7 @@ import asyncio
 import inspect
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from retailrocket_async._runtime.context import detached
 from retailrocket_async._runtime.foreign_code import must_pass
@@ -35,6 +35,14 @@ OutcomeHook: TypeAlias = "Callable[[Sequence[UndeliveredEvent]], object]"
 StateHook: TypeAlias = "Callable[[StateChange], object]"
 
 
+class HookFailures(Protocol):
+    """Counts and logs the errors of hooks."""
+
+    def hook_failed(self, name: str, error: BaseException) -> None:
+        """Count an error that the hook `name` raised, and log it."""
+        ...
+
+
 class Hooks:
     """Queues undelivered events and changes of state, and calls `on_outcome` and `on_state_change` with them.
 
@@ -43,7 +51,7 @@ class Hooks:
         on_outcome: called with undelivered events; None for no hook.
         on_state_change: called with changes of `Stats.state`; None for no hook.
         most: largest number of events that may wait for the hook.
-        failed: called with the name of a hook and the error that it raised.
+        failures: counts and logs the errors of the hooks.
 
     Attributes:
         missed: number of undelivered events that the hook missed because the queue was full.
@@ -56,13 +64,13 @@ class Hooks:
         on_state_change: StateHook | None,
         *,
         most: int,
-        failed: Callable[[str, BaseException], None],
+        failures: HookFailures,
     ) -> None:
         self._affinity = affinity
         self._on_outcome = on_outcome
         self._on_state_change = on_state_change
         self._most = most
-        self._failed = failed
+        self._failures = failures
         # Each item is a change of state, or a list of undelivered events; events that arrive with no change of state
         # between them share a list.
         self._queue: deque[StateChange | list[UndeliveredEvent]] = deque()
@@ -160,7 +168,7 @@ class Hooks:
         except BaseException as error:  # a user's hook must not stop the delivery or the loop
             if must_pass(error, self._task):
                 raise
-            self._failed(name, error)
+            self._failures.hook_failed(name, error)
 
     def _next(self) -> tuple[str, Callable[..., object] | None, StateChange | list[UndeliveredEvent]]:
         item = self._queue.popleft()

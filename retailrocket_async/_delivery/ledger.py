@@ -88,7 +88,7 @@ class Ledger:
     ) -> None:
         self._keeper = keeper
         self._watch = watch
-        self.hooks = Hooks(affinity, on_outcome, on_state_change, most=max_unreported, failed=self.hook_failed)
+        self.hooks = Hooks(affinity, on_outcome, on_state_change, most=max_unreported, failures=self)
         self._keeps = False
         self.quiet = False
         self._flushes = Flushes()

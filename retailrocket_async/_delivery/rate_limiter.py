@@ -24,15 +24,14 @@ lower than configured.
 
 import asyncio
 import math
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import attrs
 from aiolimiter import AsyncLimiter
 
 from retailrocket_async._errors import ConfigurationError, WrongLoopError
-from retailrocket_async._runtime.context import detached
 from retailrocket_async._runtime.uncopyable import Uncopyable
+from retailrocket_async._runtime.wakeup import Wakeup
 
 MAX_PAUSE = 60.0
 """Longest pause in seconds, whatever the server asks for."""
@@ -151,7 +150,7 @@ class LocalLimiter(Uncopyable):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._paused_until = -math.inf
         self._slots: list[_Slot] = []
-        self._woken: asyncio.Future[None] | None = None
+        self._wakeup = Wakeup()
         self._drawn = False
         self._granted_at = -math.inf
         self._slow_until = self._incident_over = -math.inf
@@ -169,12 +168,12 @@ class LocalLimiter(Uncopyable):
                 # token.
                 self._drawn = True
             while (wake_at := self._open_at(loop.time())) > loop.time():
-                await self._sleep_until(loop, wake_at)
+                await self._wakeup.wait(wake_at)
             if self.rate_limit is None:
                 return None
             self._drawn = False
             self._granted_at = loop.time()
-            slot = _Slot(loop.time, self._changed, self.rate_limit)
+            slot = _Slot(loop, self._wakeup, self.rate_limit)
             self._slots.append(slot)
             return slot
 
@@ -220,21 +219,6 @@ class LocalLimiter(Uncopyable):
             return opens
         return max(opens, min(slot.expires for slot in self._slots))
 
-    async def _sleep_until(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
-        woken = self._woken = loop.create_future()
-        timer = None if math.isinf(when) else detached(loop.call_at, when, self._changed)
-        try:
-            await woken
-        finally:
-            if self._woken is woken:
-                self._woken = None
-            if timer is not None:
-                timer.cancel()
-
-    def _changed(self) -> None:
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(None)
-
     def _bind(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
@@ -249,7 +233,6 @@ class LocalLimiter(Uncopyable):
         self._turn = asyncio.Lock()
         self._bucket: AsyncLimiter | None = None
         self._drawn = False
-        self._woken = None
         # The clocks of two loops may differ by any amount. A closed loop sends nothing, so no old slot and no old pause
         # may last longer than a slot or a pause that begins now.
         now = loop.time()
@@ -266,25 +249,25 @@ class LocalLimiter(Uncopyable):
 class _Slot:
     """The permit of one request; the server may count the request in its window until `expires` (loop time)."""
 
-    __slots__ = ("_changed", "_clock", "_limit", "expires")
+    __slots__ = ("_limit", "_loop", "_wakeup", "expires")
 
-    def __init__(self, clock: Callable[[], float], changed: Callable[[], None], limit: RateLimit) -> None:
-        self._clock = clock
-        self._changed = changed
+    def __init__(self, loop: asyncio.AbstractEventLoop, wakeup: Wakeup, limit: RateLimit) -> None:
+        self._loop = loop
+        self._wakeup = wakeup
         self._limit = limit
         # The request is not sent yet, so the server may receive the request at any later time.
         self.expires = math.inf
 
     def sent(self) -> None:
-        self._expire_at(self._clock() + self._limit.per + self._limit.jitter)
+        self._expire_at(self._loop.time() + self._limit.per + self._limit.jitter)
 
     def done(self, *, answered: bool = False) -> None:
-        self._expire_at(self._clock() + self._limit.per + (0.0 if answered else self._limit.jitter))
+        self._expire_at(self._loop.time() + self._limit.per + (0.0 if answered else self._limit.jitter))
 
     def _expire_at(self, when: float) -> None:
         if when < self.expires:
             self.expires = when
-            self._changed()
+            self._wakeup.set()
 
 
 def _tenth(requests: object) -> int:

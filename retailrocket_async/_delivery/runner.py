@@ -72,8 +72,6 @@ class Runner:
                 raise
             self._ledger.log_once(("defect", type(error)), logging.ERROR, "a request ended in %s", type(error).__name__)
             return Done(flight.give_up("internal_error", self._affinity.now()))
-        # The reply may have changed the state of the circuit breaker, so a limit may be reached by waiting now.
-        self._expiry.arrived()
         return step
 
     def _part_done(self, flight: Flight, outcome: Outcome) -> None:

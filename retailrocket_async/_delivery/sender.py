@@ -19,6 +19,7 @@ from retailrocket_async._runtime.foreign_code import ends_task
 
 if TYPE_CHECKING:
     from retailrocket_async._delivery.circuit_breaker import Admission, CircuitBreaker
+    from retailrocket_async._delivery.expiry import Expiry
     from retailrocket_async._delivery.flight import Flight
     from retailrocket_async._delivery.gate import SendGate, SendSlot
     from retailrocket_async._delivery.ledger import Ledger
@@ -97,6 +98,7 @@ class Sender:
         retry: decides whether and when a failed request is tried again.
         transport: makes the requests.
         max_age: seconds after which an event is not sent again; None for never.
+        expiry: notified when a reply changes the circuit breaker's state.
         watch: called for every request; None without an observer.
     """
 
@@ -110,6 +112,7 @@ class Sender:
         retry: RetryPolicy,
         transport: Transport,
         max_age: float | None,
+        expiry: Expiry,
         watch: Watch | None = None,
     ) -> None:
         self._affinity = affinity
@@ -119,6 +122,7 @@ class Sender:
         self._retry = retry
         self._transport = transport
         self._max_age = max_age
+        self._expiry = expiry
         self._watch = watch
         self._refused_serial = 0
 
@@ -174,7 +178,7 @@ class Sender:
         if retry.by_limiter:
             await asyncio.sleep(retry.wait)
         else:
-            await self._breaker.rest(retry.wait)
+            await self._breaker.rest(self._affinity.now() + retry.wait)
         if flight.outcome is None:
             flight.become(FlightState.QUEUED)
 
@@ -188,7 +192,10 @@ class Sender:
         # endpoint does not prove that the address of the batch endpoint is correct now.
         batches = flight.path == BATCH_PATH
         conclusive = batches or self._breaker.status is None or self._breaker.status in _ANYWHERE
-        self._breaker.report(admission, reply, halts=halts, conclusive=conclusive)
+        change = self._breaker.report(admission, reply, self._affinity.now(), halts=halts, conclusive=conclusive)
+        if change is not None:
+            self._expiry.state_changed(change.state)
+            self._ledger.report_state(change)
 
     def _doomed(self, flight: Flight, reply: Reply) -> Done | SettlePart | None:
         """Return how to settle the events of `retry.at_most_once` that the API may have recorded; None if none.
@@ -212,7 +219,7 @@ class Sender:
         return self._without(flight, expired, flight.expired(now)) if expired else None
 
     def _too_late(self, flight: Flight) -> bool:
-        return self._affinity.now() - self._breaker.counted_from(flight.tried_at) > self._retry.max_elapsed
+        return self._affinity.now() - self._breaker.counted_from(flight.tried_at, self._affinity.now()) > self._retry.max_elapsed
 
     @staticmethod
     def _without(flight: Flight, positions: list[int], outcome: Undelivered) -> Done | SettlePart:
@@ -236,7 +243,7 @@ class Sender:
             flight.excused += 1
             flight.tried_at = now
         flight.failed_at = now
-        elapsed = now - self._breaker.counted_from(flight.tried_at)
+        elapsed = now - self._breaker.counted_from(flight.tried_at, now)
         wait = self._retry.wait_before_next(reply, attempt=flight.tries, elapsed=elapsed, excused=flight.excused)
         if wait is None:
             return Done(flight.give_up("retries_exhausted", now))

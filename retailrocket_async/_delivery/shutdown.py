@@ -114,7 +114,7 @@ class Shutdown:
         self._ledger.keep_undelivered()
         self._intake.close()
         self._expiry.close_begins()
-        self._breaker.hurry()
+        self._breaker.hurry(self._affinity.now())
         try:
             # With a timeout of 0 the flush does not even begin.
             if timeout is None or timeout > 0.0:

@@ -236,17 +236,19 @@ async def test_one_batch_that_always_fails_holds_back_no_other(virtual_clock: Ch
 # --- the breaker alone ---
 
 
-def breaker(changes: list[StateChange] | None = None, policy: RetryPolicy = RetryPolicy()) -> CircuitBreaker:  # noqa: B008 - frozen
-    """Return a circuit breaker on the running loop's clock; changes of its state are appended to `changes`."""
-    return CircuitBreaker(policy, now, (changes if changes is not None else []).append)
+def breaker(policy: RetryPolicy = RetryPolicy()) -> CircuitBreaker:  # noqa: B008 - frozen
+    """Return a circuit breaker."""
+    return CircuitBreaker(policy)
 
 
-def bring(it: CircuitBreaker, *replies: Reply, halts: bool = False) -> None:
-    """Make one request for each of these replies, as soon as the breaker admits the request."""
+def bring(it: CircuitBreaker, *replies: Reply, halts: bool = False) -> list[StateChange]:
+    """Make one request for each of these replies, which the breaker must admit now; return the changes of state."""
+    changes: list[StateChange | None] = []
     for reply in replies:
-        admission = it.admit()
+        admission = it.admit(now())
         assert admission is not None
-        it.report(admission, reply, halts=halts)
+        changes.append(it.report(admission, reply, now(), halts=halts))
+    return [change for change in changes if change is not None]
 
 
 FAILED = [Reply(status=503)] * FAILURES
@@ -260,21 +262,21 @@ async def test_a_hurried_breaker_admits_a_probe_each_half_second(
     early: bool,  # noqa: FBT001
 ) -> None:
     """If a breaker is hurried, before or after it trips, it admits a probe at once and then one every 0.5 s."""
-    it = breaker(policy=RetryPolicy(initial_backoff=30.0, max_backoff=30.0))
+    it = breaker(RetryPolicy(initial_backoff=30.0, max_backoff=30.0))
     brought = [Reply(status=403)] if state == "halted" else FAILED
     if early:
-        it.hurry()
+        it.hurry(now())
     bring(it, *brought, halts=True)
     assert it.state == state
     if not early:
         for _ in range(6):
             await asyncio.sleep(60.0)
             bring(it, brought[0], halts=True)
-        it.hurry()
+        it.hurry(now())
         bring(it, brought[0], halts=True)
     for _ in range(5):
         await asyncio.sleep(0.49)
-        assert it.admit() is None
+        assert it.admit(now()) is None
         await asyncio.sleep(0.02)
         bring(it, brought[0], halts=True)
 
@@ -283,17 +285,17 @@ async def test_a_hurried_breaker_admits_a_probe_each_half_second(
 async def test_only_what_is_let_through_to_see_is_a_probe(virtual_clock: CheckedLoop, brought: Reply) -> None:
     """If the client is down or halted, requests are admitted one at a time, as probes; otherwise all are admitted."""
     it = breaker()
-    before = [it.admit() for _ in range(3)]
+    before = [it.admit(now()) for _ in range(3)]
     bring(it, *[brought] * (FAILURES if brought.status == 503 else 1), halts=True)
-    assert it.admit() is None
+    assert it.admit(now()) is None
     await asyncio.sleep(1.0)
-    probe = it.admit()
-    assert it.admit() is None
+    probe = it.admit(now())
+    assert it.admit(now()) is None
     assert probe is not None
     assert [False, False, False, True] == [each is not None and each.probe for each in [*before, probe]]
     assert [False, True] == [each is not None and it.still_admits(each) for each in (before[0], probe)]
-    it.report(probe, Reply(status=200), halts=True)
-    after = [it.admit() for _ in range(3)]
+    it.report(probe, Reply(status=200), now(), halts=True)
+    after = [it.admit(now()) for _ in range(3)]
 
     assert [(False, True)] * 3 == [(each.probe, it.still_admits(each)) for each in after if each is not None]
 
@@ -317,7 +319,7 @@ def test_probes_of_an_outage_follow_the_policy(first: float, last: float) -> Non
     """
 
     async def test() -> list[float]:
-        it = breaker(policy=RetryPolicy(initial_backoff=first, max_backoff=last))
+        it = breaker(RetryPolicy(initial_backoff=first, max_backoff=last))
         bring(it, *FAILED)
         return await intervals(it, Reply(status=503), 8)
 
@@ -333,7 +335,7 @@ def test_probes_of_an_outage_follow_the_policy(first: float, last: float) -> Non
 @pytest.mark.parametrize("policy", [RetryPolicy(), RetryPolicy(initial_backoff=0.0, max_backoff=0.0)])
 async def test_probes_of_a_halt_follow_no_policy(virtual_clock: CheckedLoop, policy: RetryPolicy) -> None:
     """If sending is halted, the interval between probes doubles from 1 s to 30 s, and restarts in the next halt."""
-    it = breaker(policy=policy)
+    it = breaker(policy)
     for _ in range(2):
         bring(it, Reply(status=403), halts=True)
         expected = [pytest.approx(wait, abs=ROUNDING) for wait in (1, 2, 4, 8, 16, 30, 30)]
@@ -347,26 +349,26 @@ async def test_what_a_breaker_says_of_a_change(virtual_clock: CheckedLoop) -> No
     """If the state changes, the report has both states, duration, cause and advice; repeats are not reported."""
     changes: list[StateChange] = []
 
-    it = breaker(changes)
+    it = breaker()
     await asyncio.sleep(1.0)
-    bring(it, Reply(status=200), *[Reply(failure="connect", detail="ConnectError")] * FAILURES)
+    changes += bring(it, Reply(status=200), *[Reply(failure="connect", detail="ConnectError")] * FAILURES)
     assert (1.0, 1.0) == (pytest.approx(it.answered_at), pytest.approx(it.since))
     await asyncio.sleep(10.0)
-    bring(it, Reply(status=403), halts=True)
+    changes += bring(it, Reply(status=403), halts=True)
     assert 403 == it.status
     await asyncio.sleep(10.0)
-    bring(it, Reply(status=403), halts=True)
+    changes += bring(it, Reply(status=403), halts=True)
     await asyncio.sleep(10.0)
-    bring(it, Reply(status=404), halts=True)
+    changes += bring(it, Reply(status=404), halts=True)
     refused_at, since = it.refused_at, it.since
     assert 404 == it.status
     await asyncio.sleep(10.0)
-    bring(it, Reply(status=200))
+    changes += bring(it, Reply(status=200))
     assert it.status is None
-    bring(it, *[Reply(failure="key", detail="KeyError")] * FAILURES)
+    changes += bring(it, *[Reply(failure="key", detail="KeyError")] * FAILURES)
     await asyncio.sleep(40.0)
-    bring(it, Reply(status=400))
-    bring(it, *FAILED)
+    changes += bring(it, Reply(status=400))
+    changes += bring(it, *FAILED)
     times = refused_at, since, it.answered_at
 
     # The status of the last refusal; the time of the first, since which sending is halted; the time of the last answer.
@@ -391,7 +393,7 @@ async def test_what_a_breaker_says_of_a_change(virtual_clock: CheckedLoop) -> No
 @pytest.mark.parametrize("answer", [200, 400, 413, 429])
 async def test_which_answers_end_an_outage(virtual_clock: CheckedLoop, answer: int) -> None:
     """If the API gives any answer, even a refusal of events or a 429, the state `down` ends."""
-    it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+    it = breaker(RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     bring(it, *FAILED)
     await asyncio.sleep(1.0)
     bring(it, Reply(status=answer))
@@ -421,14 +423,14 @@ async def test_which_answers_end_a_halt(
     it = breaker()
     bring(it, Reply(status=403), halts=True)
     await asyncio.sleep(1.0)
-    admission = it.admit()
+    admission = it.admit(now())
     assert admission is not None
-    it.report(admission, brought, halts=True, conclusive=conclusive)
+    it.report(admission, brought, now(), halts=True, conclusive=conclusive)
     assert it.state == state
     if state == "halted":
-        assert it.admit() is None
+        assert it.admit(now()) is None
         await asyncio.sleep(2.0)
-        assert it.admit() is not None
+        assert it.admit(now()) is not None
 
 
 async def test_a_refusal_that_halts_nobody_is_an_answer(virtual_clock: CheckedLoop) -> None:
@@ -447,7 +449,7 @@ async def test_rests_end_with_the_state(virtual_clock: CheckedLoop) -> None:
     ended: list[float] = []
 
     async def rest(seconds: float) -> None:
-        await it.rest(seconds)
+        await it.rest(now() + seconds)
         ended.append(now())
 
     resting = [asyncio.create_task(rest(seconds)) for seconds in (1.0, 5.0, 50.0)]
@@ -462,44 +464,44 @@ async def test_rests_end_with_the_state(virtual_clock: CheckedLoop) -> None:
 
 async def test_a_probe_that_is_held_keeps_others_waiting(virtual_clock: CheckedLoop) -> None:
     """If a probe's flight makes another request at once, no other probe is admitted meanwhile."""
-    it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
-    early = it.admit()
+    it = breaker(RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+    early = it.admit(now())
     assert early is not None
     bring(it, *FAILED)
     await asyncio.sleep(1.0)
     it.hold(early)
-    probe = it.admit()
+    probe = it.admit(now())
     assert probe is not None
     it.over(early)
-    assert it.admit() is None
+    assert it.admit(now()) is None
     waiting = asyncio.create_task(it.wait())
     it.over(probe)
     it.hold(probe)
     await asyncio.sleep(10.0)
-    assert (None, False) == (it.admit(), waiting.done())
+    assert (None, False) == (it.admit(now()), waiting.done())
     it.over(probe)
     await waiting
 
-    assert it.admit() is not None
+    assert it.admit(now()) is not None
 
 
 async def test_what_is_older_than_the_state_frees_and_holds_no_probe(virtual_clock: CheckedLoop) -> None:
     """If a request of an earlier state ends or is repeated, the present state still admits exactly one probe."""
-    it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+    it = breaker(RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     bring(it, *FAILED)
     await asyncio.sleep(1.0)
-    older = it.admit()
+    older = it.admit(now())
     assert older is not None
-    it.report(older, Reply(status=403), halts=True)
+    it.report(older, Reply(status=403), now(), halts=True)
     await asyncio.sleep(1.0)
     it.hold(older)
-    probe = it.admit()
+    probe = it.admit(now())
     assert probe is not None
     it.over(older)
-    assert it.admit() is None
+    assert it.admit(now()) is None
     it.over(probe)
 
-    assert it.admit() is not None
+    assert it.admit(now()) is not None
 
 
 @pytest.mark.parametrize("passed", range(6))
@@ -507,11 +509,11 @@ async def test_a_waiter_that_is_cancelled_as_it_is_woken_wakes_the_next(
     virtual_clock: CheckedLoop, passed: int
 ) -> None:
     """If a waiter is cancelled, in any turn of the loop, the next waiter is woken instead."""
-    it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+    it = breaker(RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     bring(it, *FAILED)
     waiting = [asyncio.create_task(it.wait()) for _ in range(2)]
     await asyncio.sleep(0.1)
-    it.probe_now()
+    it.probe_now(now())
     await turns(passed)
     waiting[0].cancel()
     await asyncio.sleep(0.1)
@@ -522,7 +524,7 @@ async def test_a_waiter_that_is_cancelled_as_it_is_woken_wakes_the_next(
 
 async def test_one_is_woken_for_one_probe(virtual_clock: CheckedLoop) -> None:
     """If waiters are cancelled and probes end, the remaining waiters are woken one at a time and in order."""
-    it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+    it = breaker(RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     bring(it, *FAILED)
     woken: list[int] = []
 
@@ -552,11 +554,11 @@ async def test_another_refusal_wakes_nobody(virtual_clock: CheckedLoop) -> None:
     it = breaker()
     bring(it, Reply(status=403), halts=True)
     await asyncio.sleep(1.0)
-    probe = it.admit()
+    probe = it.admit(now())
     assert probe is not None
     waiting = asyncio.create_task(it.wait())
     await turns()
-    it.report(probe, Reply(status=404), halts=True)
+    it.report(probe, Reply(status=404), now(), halts=True)
     await asyncio.sleep(1.9)
     assert not waiting.done()
     await asyncio.sleep(0.2)
@@ -574,7 +576,7 @@ def left_behind() -> tuple[int, int]:
 
 async def test_waits_and_rests_leave_nothing_behind(virtual_clock: CheckedLoop) -> None:
     """If waits are cancelled, or end early because the state changes, neither a future nor a timer stays in memory."""
-    it = breaker(policy=RetryPolicy(initial_backoff=1e6, max_backoff=1e6))
+    it = breaker(RetryPolicy(initial_backoff=1e6, max_backoff=1e6))
     before = left_behind()
     resting = [asyncio.create_task(it.rest(1e6)) for _ in range(20)]
     await turns()
@@ -611,11 +613,11 @@ def test_the_time_that_counts_for_retries(outlast: bool) -> None:  # noqa: FBT00
     """
 
     async def test() -> list[float]:
-        it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1, outlast=outlast))
+        it = breaker(RetryPolicy(initial_backoff=0.1, max_backoff=0.1, outlast=outlast))
         counted: list[float] = []
 
         def count() -> None:
-            counted.extend(now() - it.counted_from(moment) for moment in (5.0, 1000.0))
+            counted.extend(now() - it.counted_from(moment, now()) for moment in (5.0, 1000.0))
 
         await asyncio.sleep(10.0)
         bring(it, *FAILED)
@@ -644,38 +646,38 @@ def test_the_time_that_counts_for_retries(outlast: bool) -> None:  # noqa: FBT00
 
 async def test_a_halt_that_becomes_an_outage_counts_from_then(virtual_clock: CheckedLoop) -> None:
     """If a halted client is answered, it sends again; time spent halted never counts, whatever state follows."""
-    it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
+    it = breaker(RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
     bring(it, Reply(status=403), halts=True)
     await asyncio.sleep(50.0)
     bring(it, Reply(status=503))
     assert it.state == "halted"
-    assert it.counted_from(1.0) == now()
+    assert it.counted_from(1.0, now()) == now()
     await asyncio.sleep(50.0)
     bring(it, Reply(status=404), halts=True)
     await asyncio.sleep(50.0)
-    assert it.counted_from(1.0) == now()
+    assert it.counted_from(1.0, now()) == now()
     bring(it, Reply(status=200))
     await asyncio.sleep(5.0)
 
-    assert now() - it.counted_from(1.0) == pytest.approx(5.0, abs=ROUNDING)
+    assert now() - it.counted_from(1.0, now()) == pytest.approx(5.0, abs=ROUNDING)
 
 
 async def test_late_failures_do_not_reopen(virtual_clock: CheckedLoop) -> None:
     """If requests that were started before the recovery fail after it, the state stays `sending`."""
     it = breaker()
-    late = [it.admit() for _ in range(20)]
+    late = [it.admit(now()) for _ in range(20)]
     for admission in late[:FAILURES]:
         assert admission is not None
-        it.report(admission, Reply(status=503), halts=False)
+        it.report(admission, Reply(status=503), now(), halts=False)
     assert it.state == "down"
     await asyncio.sleep(1.0)
-    probe = it.admit()
+    probe = it.admit(now())
     assert probe is not None
     assert probe.probe
-    it.report(probe, Reply(status=200), halts=False)
+    it.report(probe, Reply(status=200), now(), halts=False)
     for admission in late[FAILURES:]:
         assert admission is not None
-        it.report(admission, Reply(failure="timeout"), halts=False)
+        it.report(admission, Reply(failure="timeout"), now(), halts=False)
 
     assert it.state == "sending"
 
@@ -684,47 +686,47 @@ async def test_a_success_between_failures_is_no_outage(virtual_clock: CheckedLoo
     """If one request in five succeeds, the count of failures in a row restarts, and the state stays `sending`."""
     it = breaker()
     for index in range(100):
-        admission = it.admit()
+        admission = it.admit(now())
         assert admission is not None
-        it.report(admission, Reply(status=200 if index % FAILURES == 0 else 503), halts=False)
+        it.report(admission, Reply(status=200 if index % FAILURES == 0 else 503), now(), halts=False)
 
     assert it.state == "sending"
 
 
 async def test_a_probe_that_is_cut_off_lets_the_next_one_go(virtual_clock: CheckedLoop) -> None:
     """If a probe ends without an answer, the breaker admits another probe."""
-    it = breaker(policy=RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
+    it = breaker(RetryPolicy(initial_backoff=0.1, max_backoff=0.1))
     for _ in range(FAILURES):
-        admission = it.admit()
+        admission = it.admit(now())
         assert admission is not None
-        it.report(admission, Reply(failure="connect"), halts=False)
+        it.report(admission, Reply(failure="connect"), now(), halts=False)
     await asyncio.sleep(0.2)
-    probe = it.admit()
+    probe = it.admit(now())
     assert probe is not None
-    assert it.admit() is None
+    assert it.admit(now()) is None
     it.over(probe)
 
-    assert it.admit() is not None
+    assert it.admit(now()) is not None
 
 
 async def test_who_waits_is_served_in_order(virtual_clock: CheckedLoop) -> None:
     """If the API is down, the waiter that waited longest gets the probe; after the recovery all waiters send."""
-    it = breaker(policy=RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
+    it = breaker(RetryPolicy(initial_backoff=1.0, max_backoff=1.0))
     for _ in range(FAILURES):
-        admission = it.admit()
+        admission = it.admit(now())
         assert admission is not None
-        it.report(admission, Reply(failure="connect"), halts=False)
+        it.report(admission, Reply(failure="connect"), now(), halts=False)
     woken: list[int] = []
 
     async def wait(number: int) -> None:
         await it.wait()
         woken.append(number)
-        admission = it.admit()
+        admission = it.admit(now())
         assert admission is not None
         if number < 3:
-            it.report(admission, Reply(failure="connect"), halts=False)
+            it.report(admission, Reply(failure="connect"), now(), halts=False)
         else:
-            it.report(admission, Reply(status=200), halts=False)
+            it.report(admission, Reply(status=200), now(), halts=False)
 
     waiting = [asyncio.create_task(wait(number)) for number in range(10)]
     await asyncio.sleep(0.1)

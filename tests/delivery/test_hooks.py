@@ -87,8 +87,12 @@ class RecordingHooks:
             hook or self.plainly,
             hook or self.plainly,
             most=most,
-            failed=lambda name, error: self.failures.append((name, error)),
+            failures=self,
         )
+
+    def hook_failed(self, name: str, error: BaseException) -> None:
+        """Record an error of a hook."""
+        self.failures.append((name, error))
 
     def plainly(self, reported: Sequence[UndeliveredEvent] | StateChange) -> None:
         """Record a call, in any thread, after `release` is set."""
@@ -274,7 +278,7 @@ async def test_raising_hooks(caplog: pytest.LogCaptureFixture, error: BaseExcept
     receipt = await engine.track(2)
     while engine.stats().state != "halted":  # noqa: ASYNC110 - turns of the loop, not time
         await asyncio.sleep(0)
-    breaker_of(engine).hurry()
+    breaker_of(engine).hurry(now())
     await receipt
     await (await engine.track(3))
     report = await engine.aclose()

@@ -248,15 +248,15 @@ def sent_again(reply: Reply) -> str:
 
 def state_after(reply: Reply) -> str:
     """Return a client's state after five requests with this reply, and whether one request was enough to reach it."""
-    breaker = CircuitBreaker(RetryPolicy(), lambda: 0.0, lambda _: None)
+    breaker = CircuitBreaker(RetryPolicy())
     if reply.failure == "limiter":
         # If the limiter fails, no request is sent, so the state does not change.
         return breaker.state
-    admission = breaker.admit()
+    admission = breaker.admit(0.0)
     assert admission is not None
     states: list[str] = []
     for _ in range(5):
-        breaker.report(admission, reply, halts=True)
+        breaker.report(admission, reply, 0.0, halts=True)
         states.append(breaker.state)
     assert set(states[1:4]) == set(states[:1])
     return f"{states[0]}, by the first" if states[0] != "sending" else states[-1]

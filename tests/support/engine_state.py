@@ -83,7 +83,7 @@ def free_wire_slots(engine: Engine) -> int:
     return engine.dispatcher._pump._gate._wire_slots._value
 
 
-def waiting_at_breaker(engine: Engine) -> Collection[asyncio.Future[None]]:
+def waiting_at_breaker(engine: Engine) -> Collection[object]:
     """Return the circuit breaker's own collection of futures, one for each task that waits for the breaker."""
     return engine.dispatcher._breaker._waiting
 

@@ -84,7 +84,6 @@ def leftovers_of(dispatcher: Any) -> dict[str, object]:
         "flushes": dispatcher._ledger._flushes,
         "waiting at the breaker": breaker._waiting,
         "resting at the breaker": breaker._resting,
-        "timer of the breaker": breaker._timer,
         "timer of the expiry": dispatcher._expiry._timer,
     }
 
