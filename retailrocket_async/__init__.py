@@ -43,7 +43,9 @@ from retailrocket_async._events.models import (
     EVENT_TYPES,
     AddToBasket,
     CategoryView,
+    CategoryViewByCategoryPath,
     CustomEvent,
+    EmailClick,
     Event,
     GroupView,
     ImpressionContentClicked,
@@ -55,9 +57,10 @@ from retailrocket_async._events.models import (
     Search,
     SetContact,
     View,
+    WelcomeSequence,
     new_session_id,
-    order_lines,
 )
+from retailrocket_async._events.order_lines import order_lines
 from retailrocket_async._observer import ObservedClient, ObservedRequest, Observer
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Outcome, Rejected
 from retailrocket_async._queue.eviction import DEFAULT_RANKING
@@ -81,6 +84,7 @@ __all__ = [
     "Buffer",
     "BufferFullError",
     "CategoryView",
+    "CategoryViewByCategoryPath",
     "ClientClosedError",
     "CloseReport",
     "Codec",
@@ -91,6 +95,7 @@ __all__ = [
     "DeliveryError",
     "Dropped",
     "DroppedError",
+    "EmailClick",
     "Event",
     "EventValidationError",
     "FlushTimeoutError",
@@ -137,6 +142,7 @@ __all__ = [
     "UndeliveredEvent",
     "UsageError",
     "View",
+    "WelcomeSequence",
     "WrongLoopError",
     "new_session_id",
     "order_lines",

@@ -194,7 +194,7 @@ class UndeliveredEvent:
     @property
     def event(self) -> Event:
         """The event, decoded from `envelope`; the timestamp has the precision that was sent, e.g. seconds."""
-        return _reader().decode(self.envelope, allow_custom=True)
+        return _reader().decode(self.envelope, allow_custom=True, allow_extra=True)
 
     @property
     def error(self) -> DeliveryError:

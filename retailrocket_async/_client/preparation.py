@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from retailrocket_async._errors import EventValidationError, error_for
 from retailrocket_async._events.codec import BATCH_PATH, join, visitor_of
-from retailrocket_async._events.envelopes import BRACKETS, too_large
+from retailrocket_async._events.envelopes import BRACKETS, only_alone, too_large
 from retailrocket_async._events.models import Event
 from retailrocket_async._interrupt import is_interrupt
 from retailrocket_async._outcome import Dropped
@@ -86,6 +86,17 @@ class Preparation:
             self.refuse_size(event, envelope)
         return envelope
 
+    def queued(self, event: Event) -> bytes:
+        """Return the envelope of an event that will be put in the queue.
+
+        Raises:
+            EventValidationError: as `encoded`, or no batch may hold the event.
+        """
+        envelope = self.encoded(event)
+        if not event.batchable:
+            raise only_alone(event.event_name)
+        return envelope
+
     def refuse_size(self, event: Event, envelope: bytes) -> NoReturn:
         """Raise the error for an event that is larger than `Batching.max_bytes`."""
         raise too_large(event.event_name, len(envelope), self._batching.max_bytes)
@@ -93,7 +104,7 @@ class Preparation:
     def prepared(self, event: Event) -> tuple[str, bytes] | Receipt:
         """Return the name and JSON of the event to send, or, if `before_send` drops it, a receipt with the outcome."""
         chosen = self.chosen(event)
-        return chosen if isinstance(chosen, Receipt) else (chosen.event_name, self.encoded(chosen))
+        return chosen if isinstance(chosen, Receipt) else (chosen.event_name, self.queued(chosen))
 
     def request_of(self, event: Event) -> DirectRequest:
         """Return the request that sends one event to its own endpoint.
@@ -114,7 +125,8 @@ class Preparation:
         """Return the request that sends events together.
 
         Raises:
-            EventValidationError: there are no events or too many events, or the batch is too large; see also `encoded`.
+            EventValidationError: there are no events or too many events, the batch is too large, or no batch may hold
+                one of the events; or as `encoded`.
             DroppedError: `before_send` dropped all events.
         """
         max_events = self._batching.max_events
@@ -128,6 +140,9 @@ class Preparation:
         chosen = [kept for event in given if not isinstance(kept := self.chosen(event, report=False), Receipt)]
         if not chosen:
             raise error_for(Dropped(reason="before_send"))
+        for event in chosen:
+            if not event.batchable:
+                raise only_alone(event.event_name)
         body = join(map(self.encoded, chosen))
         if len(body) > self._batching.max_bytes:
             raise too_large(BATCH_PATH, len(body), self._batching.max_bytes)
@@ -142,7 +157,7 @@ class Preparation:
             watch: calls `Observer.tracked` in this thread; None without an observer.
         """
         chosen, error = self._call_before_send(event)
-        envelope = self.encoded(event if chosen is None else chosen)
+        envelope = self.queued(event if chosen is None else chosen)
         engine = self._engine
         if chosen is not None and error is None and watch is None:
             return functools.partial(engine.intake.accept, chosen, envelope)

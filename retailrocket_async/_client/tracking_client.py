@@ -15,7 +15,7 @@ from retailrocket_async._delivery.bulk_intake import track_one_by_one
 from retailrocket_async._delivery.rate_limiter import Limiter, LocalLimiter, RateLimit
 from retailrocket_async._delivery.retry import RetryPolicy
 from retailrocket_async._events.codec import Codec, TimestampPrecision
-from retailrocket_async._events.envelopes import EnvelopeReader
+from retailrocket_async._events.envelopes import EnvelopeReader, only_alone
 from retailrocket_async._events.methods import EventMethods
 from retailrocket_async._http.base_url import DEFAULT_BASE_URL, checked_base_url
 from retailrocket_async._http.callers_client import check_verified
@@ -202,7 +202,8 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
 
         Raises:
             BufferFullError: the buffer is full and `Buffer.overflow` is ``"raise"``.
-            EventValidationError: `event` is not an event of this package, or is larger than `Batching.max_bytes`.
+            EventValidationError: `event` is not an event of this package, is larger than `Batching.max_bytes`, or must
+                be sent alone (`Event.batchable`).
             ClientClosedError: the client is closed, or was closed while this call waited.
             WrongLoopError: called from another event loop, or after a fork.
         """
@@ -213,6 +214,8 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         intake, envelope = self._intake, self._encode(event)
         if len(envelope) > self._most_bytes:
             self._preparation.refuse_size(event, envelope)
+        if not event.batchable:
+            raise only_alone(event.event_name)
         receipt = intake.accept_now(event, envelope)
         if receipt is None:
             receipt = await intake.wait_for_room(event, envelope)
@@ -247,7 +250,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         chosen = preparation.chosen(event)
         if isinstance(chosen, Receipt):
             return chosen
-        receipt = self._intake.accept_nowait(chosen, preparation.encoded(chosen))
+        receipt = self._intake.accept_nowait(chosen, preparation.queued(chosen))
         if self._marking is not None:
             try:  # noqa: SIM105 - `suppress` would cost another call
                 self._marking.note(receipt)
@@ -270,7 +273,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         return await self._engine.accept_many(events, track=self.track, prepare=self._preparation.prepared)
 
     async def track_envelopes(
-        self, envelopes: Sequence[bytes], *, allow_custom: bool = False
+        self, envelopes: Sequence[bytes], *, allow_custom: bool = False, allow_extra: bool = False
     ) -> list[Receipt | EventValidationError]:
         """Accept events that are given as JSON, in order, waiting while the buffer is full.
 
@@ -280,6 +283,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         Args:
             envelopes: UTF-8 JSON texts, each of one object with one key, the event's name, e.g. ``b'{"view":{...}}'``.
             allow_custom: whether to accept an unknown event name as a `CustomEvent`; default False.
+            allow_extra: whether to accept unknown fields of a documented event as its `extra`; default False.
 
         Returns:
             For each envelope the receipt of its event, or an error that says what is wrong with the envelope. The list
@@ -289,7 +293,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         Raises:
             BufferFullError, ClientClosedError, WrongLoopError: see `track`, if no event was accepted.
         """
-        reader = EnvelopeReader(self._codec, allow_custom, self._most_bytes)
+        reader = EnvelopeReader(self._codec, allow_custom, allow_extra, self._most_bytes)
         if self._before_send is None:
             return await self._engine.accept_envelopes(envelopes, reader, track=self.track)
         results: list[Receipt | EventValidationError] = []
@@ -337,7 +341,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             # Without this call, a caller whose events are all dropped would never let other tasks run.
             await self._intake.let_others_run()
             return chosen
-        receipt = await self._intake.accept(chosen, self._preparation.encoded(chosen))
+        receipt = await self._intake.accept(chosen, self._preparation.queued(chosen))
         if self._marking is not None:
             self._marking.note(receipt)
         return receipt

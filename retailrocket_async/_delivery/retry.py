@@ -7,7 +7,7 @@ reads a clock.
 
 import inspect
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import cast
 
 import attrs
@@ -35,9 +35,12 @@ class RetryPolicy:
         max_backoff: largest upper limit of the random waits, in seconds; default 30. The upper limit doubles with every
             attempt until it reaches this value.
         at_most_once: events, by class or wire name, that are not sent again if the API may have recorded them, e.g.
-            ``(Order,)`` for a shop that counts revenue by orders; default: no events, so every event is sent at least
-            once. Such an event is then `Abandoned` with reason ``"at_most_once"``; the other events of its batch are
-            sent again. A direct send that contains such an event is not sent again at all.
+            ``(Order,)`` for a shop that counts revenue by orders; default: none but `WelcomeSequence`, so every other
+            event is sent at least once. `WelcomeSequence` need not be listed, because each call sends the welcome
+            letters again. A mapping to True or False can also permit to send an event again:
+            ``{Order: True, WelcomeSequence: False}``. An event that is not sent again is `Abandoned` with reason
+            ``"at_most_once"``; the other events of its batch are sent again. A direct send that contains such an event
+            is not sent again at all.
         max_halt: seconds, 0 or more, that events wait for a person to correct the cause of a halt; default 30. If the
             cause is a wrong key, a forbidden shop or a wrong address (401, 403, 404 and the like), the events are then
             `Rejected`. If the cause is the environment or a proxy, the events are then `Abandoned`. Before that, a last
@@ -67,7 +70,7 @@ class RetryPolicy:
     once_names: frozenset[str] = attrs.field(init=False, repr=False, eq=False, default=frozenset())
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "once_names", _names(self.at_most_once))
+        object.__setattr__(self, "once_names", _once_names(self.at_most_once))
         if self.is_throttled is not None and (
             not callable(self.is_throttled) or inspect.iscoroutinefunction(self.is_throttled)
         ):
@@ -107,6 +110,22 @@ class RetryPolicy:
         past.upcoming_sleep = max(wait, reply.retry_after or 0.0)
         stop = tenacity.stop_after_attempt(self.max_attempts) | tenacity.stop_before_delay(self.max_elapsed)
         return None if stop(past) else past.upcoming_sleep
+
+
+def _once_names(events: object) -> frozenset[str]:
+    """Return the wire names of the events of `RetryPolicy.at_most_once`, with those that have this property by default.
+
+    Args:
+        events: the events by class or name; or a mapping of the events to True or, if they may be sent again, False.
+    """
+    default = {name for name, cls in EVENT_TYPES.items() if cls.at_most_once}
+    if not isinstance(events, Mapping):
+        return frozenset(default | _names(events))
+    choices = cast("Mapping[object, object]", events)
+    if any(type(choice) is not bool for choice in choices.values()):
+        raise ConfigurationError("RetryPolicy.at_most_once must map events to True or False")
+    forbidden, permitted = (_names([event for event in choices if choices[event] is which]) for which in (True, False))
+    return frozenset((default | forbidden) - permitted)
 
 
 def _names(events: object) -> frozenset[str]:

@@ -27,9 +27,11 @@ from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
 from retailrocket_async._errors import ConfigurationError, EventValidationError, brief_names
-from retailrocket_async._events.models import EVENT_TYPES, CustomEvent, Event, SetContact
-from retailrocket_async._events.passthrough import Passthrough, camel
-from retailrocket_async._events.validators import INT64_MAX, INT64_MIN, on_wire
+from retailrocket_async._events.long_integers import exact_json, has_long, has_long_integer
+from retailrocket_async._events.models import EVENT_TYPES, CustomEvent, EmailClick, Event, SetContact, VisitorEvent
+from retailrocket_async._events.names import camel, snake
+from retailrocket_async._events.passthrough import Passthrough
+from retailrocket_async._events.validators import on_wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,11 +43,9 @@ BATCH_PATH = "visitorEvents"
 """The batch endpoint, relative to the base URL."""
 
 
-_FREE: dict[type[Event], str] = {CustomEvent: "fields", SetContact: "custom_data"}
-"""Fields that may contain any JSON. Their validator cannot notice an integer that orjson has turned into a float."""
-
-_MAYBE_LONG = re.compile(rb"[0-9]{19}")
-_STRING_OR_LONG = re.compile(rb'"(?:[^"\\]++|\\.)*+"|([-+.0-9Ee]{19,})')
+_FREE: dict[type[Event], str] = {CustomEvent: "fields", SetContact: "custom_data", EmailClick: "custom_data"}
+"""Fields that may contain any JSON, apart from `extra`. Their validator cannot notice an integer that orjson has turned
+into a float."""
 
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
@@ -83,6 +83,7 @@ class Codec:
         for name, cls in EVENT_TYPES.items():
             self._to_object[cls] = self._unstructure_fn(cls, converter)
             self._from_object[name] = _structure_fn(cls, converter)
+        self._documented = {name: _documented_of(cls) for name, cls in EVENT_TYPES.items()}
         self._passthrough = Passthrough()
         self._encoders = {cls: _encoder(name, self._to_object[cls], self._option) for name, cls in EVENT_TYPES.items()}
 
@@ -108,7 +109,10 @@ class Codec:
             EventValidationError: `event` is not an event of this package.
         """
         self._name_of(event)
-        return orjson.dumps(self._to_object[type(event)](event), None, self._option)
+        fields = self._to_object[type(event)](event)
+        if isinstance(event, VisitorEvent) and event.extra is not None:
+            fields |= event.extra
+        return orjson.dumps(fields, None, self._option)
 
     def to_wire(self, event: Event) -> dict[str, Any]:
         """Return the envelope of `event` as plain JSON values, e.g. ``{"view": {"productId": 1, ...}}``.
@@ -119,13 +123,15 @@ class Codec:
         envelope: dict[str, Any] = orjson.loads(self.encode(event))
         return envelope
 
-    def from_wire(self, envelope: object, *, allow_custom: bool = False) -> Event:
+    def from_wire(self, envelope: object, *, allow_custom: bool = False, allow_extra: bool = False) -> Event:
         """Return the event that `envelope`, an object with exactly one key, describes.
 
         Args:
             envelope: plain JSON values, as `to_wire` returns them.
             allow_custom: whether to decode an unknown event name as a `CustomEvent`; default False, because a
                 mistyped name would become a custom event.
+            allow_extra: whether to decode unknown fields of a documented event as its `extra`; default False, because
+                a mistyped field would become an extra field.
 
         Raises:
             EventValidationError: `envelope` is not an envelope, its event or a field is unknown, a required field is
@@ -145,14 +151,20 @@ class Codec:
         fields = _plain(body)
         if fields is None:
             raise EventValidationError(name, "", f"must be an object, not {type(body).__name__}")
+        extra: dict[Any, Any] = {}
+        if allow_extra:
+            documented = self._documented[name]
+            extra = {key: value for key, value in fields.items() if key not in documented}
+            fields = {key: value for key, value in fields.items() if key in documented} if extra else fields
         try:
-            return structure(fields, None)
+            event = structure(fields, None)
         except ForbiddenExtraKeysError as error:
             raise EventValidationError(name, "", f"has unknown fields: {brief_names(error.extra_fields)}") from None
         except KeyError as error:
-            raise EventValidationError(name, _snake(str(error.args[0])), "is required") from None
+            raise EventValidationError(name, snake(str(error.args[0])), "is required") from None
+        return attrs.evolve(cast("VisitorEvent", event), extra=extra) if extra else event
 
-    def decode(self, data: bytes | str, *, allow_custom: bool = False) -> Event:
+    def decode(self, data: bytes | str, *, allow_custom: bool = False, allow_extra: bool = False) -> Event:
         """Return the event that the JSON text of an envelope describes; see `from_wire`.
 
         An integer of more than 64 bits is refused in every field but `price` and `quantity`, which may be fractions.
@@ -169,13 +181,14 @@ class Codec:
         text = data.encode() if isinstance(data, str) else bytes(data)
         if _has_key_twice(text, envelope):
             raise EventValidationError("event", "", _key_twice(text))
-        event = self.from_wire(envelope, allow_custom=allow_custom)
-        free = _FREE.get(type(event))
-        if free is not None and getattr(event, free) and _has_long_integer(data):
-            raise EventValidationError(event.event_name, free, "must hold integers of at most 64 bits")
+        event = self.from_wire(envelope, allow_custom=allow_custom, allow_extra=allow_extra)
+        if _may_have_long_integer(event) and has_long_integer(text):
+            field = self._field_with_long_integer(event, text)
+            if field is not None:
+                raise EventValidationError(event.event_name, field, "must hold integers of at most 64 bits")
         return event
 
-    def examined(self, data: bytes, *, allow_custom: bool = False) -> tuple[str, str, bytes]:
+    def examined(self, data: bytes, *, allow_custom: bool = False, allow_extra: bool = False) -> tuple[str, str, bytes]:
         """Check an envelope; return the event's name, the visitor's session id, and the envelope to send.
 
         The session id is ``""`` if the event has no session id. If `data` can be sent unchanged, the envelope to send
@@ -190,8 +203,22 @@ class Codec:
                 label = self._passthrough.label_of(envelope)
                 if label is not None and not _has_key_twice(data, envelope):
                     return *label, data
-        event = self.decode(data, allow_custom=allow_custom)
+        event = self.decode(data, allow_custom=allow_custom, allow_extra=allow_extra)
         return event.event_name, visitor_of(event), self.encode(event)
+
+    def _field_with_long_integer(self, event: Event, text: bytes) -> str | None:
+        """Return the field that contains any JSON and in it an integer of more than 64 bits; None if no field does.
+
+        A price and a quantity may have more digits.
+        """
+        fields = exact_json(text)[event.event_name]
+        if isinstance(event, CustomEvent):
+            return "fields" if has_long(fields) else None
+        documented = self._documented[event.event_name]
+        for name, value in fields.items():
+            if (name == "customData" or name not in documented) and has_long(value):
+                return snake(name) if name in documented else "extra"
+        return None
 
     def _name_of(self, event: Event) -> str:
         if type(event) not in self._to_object:
@@ -203,6 +230,7 @@ class Codec:
         overrides: dict[str, Any] = {
             field.name: override(
                 rename=camel(field.name),
+                omit=field.name == "extra",
                 omit_if_default=field.default is None,
                 unstruct_hook=self._unstructure_hook(field.name),
             )
@@ -224,9 +252,12 @@ def _encoder(name: str, to_object: Callable[[Any], dict[str, Any]], option: int)
     head, dumps = b'{"%b":' % name.encode(), orjson.dumps
 
     def encode(event: Any) -> bytes:  # noqa: ANN401 - an event of the class that `to_object` converts
+        fields = to_object(event)
+        if event.extra is not None:
+            fields |= event.extra
         # The concatenation makes a copy, which is only as large as needed. The object that orjson returns occupies
         # about 4 KB, so the copy saves memory.
-        return head + dumps(to_object(event), None, option) + b"}"
+        return head + dumps(fields, None, option) + b"}"
 
     return encode
 
@@ -246,9 +277,23 @@ def label_of(envelope: bytes) -> tuple[str, str]:
 
 
 def name_of(envelope: bytes) -> str:
-    """Return the name of the event in an envelope that a codec has encoded."""
-    name = envelope[2 : envelope.index(b'"', 2)]
-    return name.decode() if b"\\" not in name else label_of(envelope)[0]
+    """Return the name of the event in a valid envelope."""
+    if envelope.startswith(b'{"'):
+        name = envelope[2 : envelope.index(b'"', 2)]
+        if b"\\" not in name:
+            return name.decode()
+    # The envelope was not written by a codec, and has white space before the name, or an escape in it.
+    return label_of(envelope)[0]
+
+
+def bare(envelope: bytes) -> bytes:
+    """Return the event's JSON without its name: the body of a request to the event's own endpoint.
+
+    Args:
+        envelope: a valid envelope, which may contain white space.
+    """
+    # The name of an event contains neither a quotation mark nor a colon.
+    return envelope[envelope.index(b":") + 1 : envelope.rindex(b"}")].strip()
 
 
 def join(envelopes: Iterable[bytes]) -> bytes:
@@ -260,7 +305,9 @@ def _structure_fn(cls: type[Event], converter: Converter) -> Callable[[Any, Any]
     # Pass values unchanged to the validators of the class, because cattrs would convert "1" to 1.
     overrides: dict[str, Any] = {
         field.name: override(
-            rename=camel(field.name), struct_hook=_moment if field.name == "timestamp" else _structured_as_is
+            rename=camel(field.name),
+            omit=field.name == "extra",
+            struct_hook=_moment if field.name == "timestamp" else _structured_as_is,
         )
         for field in attrs.fields(cls)
     }
@@ -275,21 +322,6 @@ def _plain(value: object) -> dict[object, object] | None:
         return None
     members = cast("dict[object, object]", value)
     return members if type(members) is dict else dict(dict[object, object].items(members))
-
-
-def _has_long_integer(data: bytes | str) -> bool:
-    """Whether a JSON text contains an integer of more than 64 bits.
-
-    orjson would replace the integer by the nearest double, so the API would record a different id.
-    """
-    text = data.encode() if isinstance(data, str) else bytes(data)
-    if not _MAYBE_LONG.search(text):
-        return False
-    numbers = (found[1] for found in _STRING_OR_LONG.finditer(text) if found[1])
-    return any(
-        number.lstrip(b"-").isdigit() and (len(number) > 20 or not INT64_MIN <= int(number) <= INT64_MAX)
-        for number in numbers
-    )
 
 
 def _has_key_twice(data: bytes, value: object) -> bool:
@@ -370,5 +402,12 @@ def _custom_fields(event: CustomEvent) -> dict[str, Any]:
     return event.fields
 
 
-def _snake(camel: str) -> str:
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in camel)
+def _documented_of(cls: type[Event]) -> frozenset[str]:
+    """Return the JSON names of the documented fields of an event class."""
+    return frozenset(camel(field.name) for field in attrs.fields(cls) if field.name != "extra")
+
+
+def _may_have_long_integer(event: Event) -> bool:
+    """Whether an event has a value in a field that may contain any JSON."""
+    free = _FREE.get(type(event))
+    return bool((free is not None and getattr(event, free)) or getattr(event, "extra", None))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import attrs
 
 from retailrocket_async._errors import EventValidationError
+from retailrocket_async._events.models import UNBATCHABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,13 @@ def too_large(name: str, size: int, max_bytes: int) -> EventValidationError:
     return EventValidationError(name, "", f"must be at most {max_bytes} bytes of JSON (Batching.max_bytes)", size)
 
 
+def only_alone(name: str) -> EventValidationError:
+    """Return the error for an event that no batch may hold, and that therefore cannot be tracked."""
+    return EventValidationError(
+        name, "", "must be sent alone, because no batch may hold this event: use client.send(event)"
+    )
+
+
 @attrs.frozen
 class EnvelopeReader:
     """Checks and decodes envelopes, with the settings that the attributes store.
@@ -35,24 +43,29 @@ class EnvelopeReader:
     Attributes:
         codec: decodes an envelope.
         allow_custom: whether an unknown event name is decoded as a `CustomEvent`.
+        allow_extra: whether unknown fields of a documented event are decoded as its `extra`.
         max_bytes: the largest allowed size of one event in bytes.
     """
 
     codec: Codec
     allow_custom: bool
+    allow_extra: bool
     max_bytes: int
 
     def examine(self, envelopes: Sequence[bytes]) -> list[Examined]:
         """Check envelopes, and return one result per envelope, in order. `Examined` describes a result."""
         results: list[Examined] = []
-        examined, allow_custom, max_bytes = self.codec.examined, self.allow_custom, self.max_bytes
+        examined, max_bytes = self.codec.examined, self.max_bytes
+        allow_custom, allow_extra = self.allow_custom, self.allow_extra
         for data in envelopes:
             try:
-                found = examined(data, allow_custom=allow_custom)
+                found = examined(data, allow_custom=allow_custom, allow_extra=allow_extra)
             except EventValidationError as error:
                 results.append(error)
                 continue
-            if len(found[2]) > max_bytes:
+            if found[0] in UNBATCHABLE:
+                results.append(only_alone(found[0]))
+            elif len(found[2]) > max_bytes:
                 results.append(too_large(found[0], len(found[2]), max_bytes + BRACKETS))
             else:
                 results.append(found)
@@ -64,7 +77,7 @@ class EnvelopeReader:
         Raises:
             EventValidationError: see `Codec.decode`.
         """
-        return self.codec.decode(envelope, allow_custom=self.allow_custom)
+        return self.codec.decode(envelope, allow_custom=self.allow_custom, allow_extra=self.allow_extra)
 
 
 def merged(examined: Sequence[Examined], receipts: Iterable[Receipt]) -> Iterator[Receipt | EventValidationError]:

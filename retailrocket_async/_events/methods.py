@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from retailrocket_async._events.models import (
     AddToBasket,
     CategoryView,
+    CategoryViewByCategoryPath,
+    EmailClick,
     GroupView,
     ImpressionContentClicked,
     ImpressionContentViewed,
@@ -21,6 +23,7 @@ from retailrocket_async._events.models import (
     Search,
     SetContact,
     View,
+    WelcomeSequence,
     utc_now,
 )
 
@@ -37,7 +40,8 @@ class EventMethods(ABC):
     """Adds one method per event to a class; each method constructs its event and passes the event to `track`.
 
     The methods take keyword arguments only, check the arguments by the API's rules, and return the event's `Receipt`.
-    The methods raise the errors of the event's class and of `track`. `timestamp` defaults to now.
+    The methods raise the errors of the event's class and of `track`. `timestamp` defaults to now. `extra` holds fields
+    that the API's documentation does not name.
     """
 
     __slots__ = ()
@@ -53,6 +57,7 @@ class EventMethods(ABC):
         product_id: int,
         stock_id: str | None = None,
         timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Track one `View`: a product page is viewed."""
         return await self.track(
@@ -61,6 +66,7 @@ class EventMethods(ABC):
                 product_id=product_id,
                 stock_id=stock_id,
                 timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
             )
         )
 
@@ -72,6 +78,7 @@ class EventMethods(ABC):
         product_ids: Sequence[int],
         stock_id: str | None = None,
         timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Track one `GroupView`: a page of a product group is viewed."""
         return await self.track(
@@ -81,6 +88,7 @@ class EventMethods(ABC):
                 product_ids=product_ids,
                 stock_id=stock_id,
                 timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
             )
         )
 
@@ -91,6 +99,7 @@ class EventMethods(ABC):
         product_id: int,
         stock_id: str | None = None,
         timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Track one `AddToBasket`: a product is put in the basket."""
         return await self.track(
@@ -99,6 +108,7 @@ class EventMethods(ABC):
                 product_id=product_id,
                 stock_id=stock_id,
                 timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
             )
         )
 
@@ -112,6 +122,7 @@ class EventMethods(ABC):
         transaction: str,
         stock_id: str | None = None,
         timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Track one `Order`: a product is bought."""
         return await self.track(
@@ -123,6 +134,7 @@ class EventMethods(ABC):
                 transaction=transaction,
                 stock_id=stock_id,
                 timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
             )
         )
 
@@ -132,6 +144,7 @@ class EventMethods(ABC):
         session_external_id: str,
         category_id: int,
         timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Track one `CategoryView`: a category page is viewed."""
         return await self.track(
@@ -139,6 +152,7 @@ class EventMethods(ABC):
                 session_external_id=session_external_id,
                 category_id=category_id,
                 timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
             )
         )
 
@@ -149,6 +163,7 @@ class EventMethods(ABC):
         search_phrase: str,
         stock_id: str | None = None,
         timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Track one `Search`: a search phrase is entered."""
         return await self.track(
@@ -157,6 +172,7 @@ class EventMethods(ABC):
                 search_phrase=search_phrase,
                 stock_id=stock_id,
                 timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
             )
         )
 
@@ -170,6 +186,7 @@ class EventMethods(ABC):
         custom_data: Mapping[str, Any] | None = None,
         stock_id: str | None = None,
         timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Track one `SetContact`: a visitor's contact becomes known, at login or checkout."""
         return await self.track(
@@ -181,6 +198,7 @@ class EventMethods(ABC):
                 custom_data=custom_data,
                 stock_id=stock_id,
                 timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
             )
         )
 
@@ -190,6 +208,7 @@ class EventMethods(ABC):
         session_external_id: str,
         recom_block_id: str,
         timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Track one `RecomBlockViewed`: a block of recommendations is shown."""
         return await self.track(
@@ -197,6 +216,7 @@ class EventMethods(ABC):
                 session_external_id=session_external_id,
                 recom_block_id=recom_block_id,
                 timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
             )
         )
 
@@ -208,6 +228,7 @@ class EventMethods(ABC):
         recom_block_id: str,
         stock_id: str | None = None,
         timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Track one `RecomTap`: a recommended product is clicked."""
         return await self.track(
@@ -217,6 +238,7 @@ class EventMethods(ABC):
                 recom_block_id=recom_block_id,
                 stock_id=stock_id,
                 timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
             )
         )
 
@@ -228,6 +250,7 @@ class EventMethods(ABC):
         recom_block_id: str,
         stock_id: str | None = None,
         timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Track one `RecomAddToBasket`: a product is put in the basket from a block of recommendations."""
         return await self.track(
@@ -237,6 +260,7 @@ class EventMethods(ABC):
                 recom_block_id=recom_block_id,
                 stock_id=stock_id,
                 timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
             )
         )
 
@@ -246,6 +270,7 @@ class EventMethods(ABC):
         session_external_id: str,
         impression_content_id: str,
         timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Track one `ImpressionContentViewed`: sponsored content is shown."""
         return await self.track(
@@ -253,6 +278,7 @@ class EventMethods(ABC):
                 session_external_id=session_external_id,
                 impression_content_id=impression_content_id,
                 timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
             )
         )
 
@@ -262,6 +288,7 @@ class EventMethods(ABC):
         session_external_id: str,
         impression_content_id: str,
         timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """Track one `ImpressionContentClicked`: sponsored content is clicked."""
         return await self.track(
@@ -269,5 +296,62 @@ class EventMethods(ABC):
                 session_external_id=session_external_id,
                 impression_content_id=impression_content_id,
                 timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
+            )
+        )
+
+    async def email_click(
+        self,
+        *,
+        session_external_id: str,
+        mail_tracking_id: str,
+        custom_data: Mapping[str, Any] | None = None,
+        timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Receipt:
+        """Track one `EmailClick`: a visitor comes to the shop from a letter."""
+        return await self.track(
+            EmailClick(
+                session_external_id=session_external_id,
+                mail_tracking_id=mail_tracking_id,
+                custom_data=custom_data,
+                timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
+            )
+        )
+
+    async def welcome_sequence(
+        self,
+        *,
+        session_external_id: str,
+        email: str,
+        timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Receipt:
+        """Track one `WelcomeSequence`: the welcome letters for an address begin. Each call sends them again."""
+        return await self.track(
+            WelcomeSequence(
+                session_external_id=session_external_id,
+                email=email,
+                timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
+            )
+        )
+
+    async def category_view_by_category_path(
+        self,
+        *,
+        session_external_id: str,
+        category_path: str,
+        timestamp: datetime | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Receipt:
+        """Track one `CategoryViewByCategoryPath`: a category page is viewed, and the category is named by path."""
+        return await self.track(
+            CategoryViewByCategoryPath(
+                session_external_id=session_external_id,
+                category_path=category_path,
+                timestamp=utc_now() if timestamp is None else timestamp,
+                extra=extra,
             )
         )

@@ -10,21 +10,18 @@ at which the server gets the event would be wrong, because an event may wait in 
 
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from itertools import islice
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import attrs
 
-from retailrocket_async._errors import EventValidationError, brief_names
 from retailrocket_async._events.validators import (
-    MAX_VALUES,
     Json,
     Number,
     email,
     fail,
     fixed_moment,
+    frozen_extra,
     frozen_object,
     id_tuple,
     identifier,
@@ -33,6 +30,7 @@ from retailrocket_async._events.validators import (
     json_object,
     moment,
     on_wire,
+    optional_email,
     optional_json_object,
     optional_short_text,
     phone,
@@ -40,8 +38,8 @@ from retailrocket_async._events.validators import (
     price,
     quantity,
     short_text,
+    undocumented,
 )
-from retailrocket_async._interrupt import is_interrupt
 
 
 def utc_now() -> datetime:
@@ -51,11 +49,19 @@ def utc_now() -> datetime:
 
 @attrs.frozen(kw_only=True)
 class Event:
-    """The base class of all events; construct an object of a subclass, for example `View`."""
+    """The base of all events; construct one of its subclasses.
+
+    Attributes:
+        wire_name: the event's name as the API spells it, e.g. ``"addToBasket"``; also the name of its endpoint.
+        batchable: whether a `visitorEvents` batch may hold events of this class; default True. Otherwise each event is
+            sent alone to its own endpoint.
+        at_most_once: whether events of this class are never sent again if the API may have recorded them; default
+            False. `RetryPolicy.at_most_once` can change this.
+    """
 
     wire_name: ClassVar[str] = ""
-    # Whether a `visitorEvents` batch may hold the event. Otherwise the event is sent to its own endpoint.
     batchable: ClassVar[bool] = True
+    at_most_once: ClassVar[bool] = False
 
     @property
     def event_name(self) -> str:
@@ -65,16 +71,24 @@ class Event:
 
 @attrs.frozen(kw_only=True)
 class VisitorEvent(Event):
-    """An event of one visitor at one moment: the base of the twelve documented events.
+    """An event of one visitor at one moment: the base of all documented events.
 
     Attributes:
         session_external_id: the visitor's device or browser, 1-50 ASCII letters and digits; see `new_session_id`.
         timestamp: when the visitor acted, an aware datetime; default now, in UTC. The time zone is replaced by a
             fixed offset. By default the client sends whole seconds.
+        extra: fields that the API's documentation does not name, by their JSON names, e.g.
+            ``{"link": {"name": "crm", "value": "42"}}``; sent beside the documented fields. The package checks only
+            that the values are JSON, with the limits of `custom_data`, and that no name is that of a documented field
+            of the event. Copied at construction; an empty mapping becomes None. Default None.
     """
 
     session_external_id: str = attrs.field(validator=identifier)
     timestamp: datetime = attrs.field(factory=utc_now, converter=fixed_moment, validator=moment)
+    # A dict has no hash, so the hash of an event ignores this field. Equal events still have equal hashes.
+    extra: dict[str, Json] | None = attrs.field(
+        default=None, converter=frozen_extra, validator=undocumented, hash=False
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -183,9 +197,9 @@ class SetContact(StockEvent):
 
     wire_name: ClassVar[str] = "setContact"
     contact_external_id: str = attrs.field(validator=identifier)
-    email: str | None = attrs.field(default=None, validator=email)
+    email: str | None = attrs.field(default=None, validator=optional_email)
     phone: str | None = attrs.field(default=None, validator=phone)
-    # A dict has no hash, so the hash of an event ignores this field. Equal events still have equal hashes.
+    # As `extra`, the field has no part in the hash.
     custom_data: dict[str, Json] | None = attrs.field(
         default=None, converter=frozen_object, validator=optional_json_object, hash=False
     )
@@ -255,6 +269,56 @@ class ImpressionContentClicked(VisitorEvent):
     impression_content_id: str = attrs.field(validator=short_text)
 
 
+@attrs.frozen(kw_only=True)
+class EmailClick(VisitorEvent):
+    """A visitor comes to the shop from a letter (`POST emailClick`).
+
+    Attributes:
+        mail_tracking_id: the value of the query parameter ``MailTrackingId``, which every link in a letter has; not
+            empty.
+        custom_data: as `SetContact.custom_data`; default None.
+    """
+
+    wire_name: ClassVar[str] = "emailClick"
+    mail_tracking_id: str = attrs.field(validator=phrase)
+    custom_data: dict[str, Json] | None = attrs.field(
+        default=None, converter=frozen_object, validator=optional_json_object, hash=False
+    )
+
+
+@attrs.frozen(kw_only=True)
+class WelcomeSequence(VisitorEvent):
+    """The welcome letters for an address begin (`POST welcomeSequence`).
+
+    Each call sends the letters once more. So the client never sends this event again if the API may have recorded it:
+    the event is then `Abandoned` with reason ``"at_most_once"``. See `RetryPolicy.at_most_once`.
+
+    Attributes:
+        email: the address; it must be among the shop's subscribers already.
+    """
+
+    wire_name: ClassVar[str] = "welcomeSequence"
+    at_most_once: ClassVar[bool] = True
+    email: str = attrs.field(validator=email)
+
+
+@attrs.frozen(kw_only=True)
+class CategoryViewByCategoryPath(VisitorEvent):
+    """A category page is viewed, in a shop that names categories by path (`POST categoryViewByCategoryPath`).
+
+    A shop names categories by path if its catalogue comes by the Product API; other shops send `CategoryView`. No batch
+    may hold this event, so the event travels alone to its own endpoint.
+
+    Attributes:
+        category_path: the names of the category and of those above it, from the top, divided by ``/``; not empty, in
+            any language, e.g. ``"Товары для дома/Кухня/Вилки"``.
+    """
+
+    wire_name: ClassVar[str] = "categoryViewByCategoryPath"
+    batchable: ClassVar[bool] = False
+    category_path: str = attrs.field(validator=phrase)
+
+
 EVENT_TYPES: dict[str, type[VisitorEvent]] = {
     cls.wire_name: cls
     for cls in (
@@ -270,12 +334,15 @@ EVENT_TYPES: dict[str, type[VisitorEvent]] = {
         RecomAddToBasket,
         ImpressionContentViewed,
         ImpressionContentClicked,
+        EmailClick,
+        WelcomeSequence,
+        CategoryViewByCategoryPath,
     )
 }
 """The documented event classes by the event's name in the API."""
 
 UNBATCHABLE: frozenset[str] = frozenset(name for name, cls in EVENT_TYPES.items() if not cls.batchable)
-"""Names of the events that no `visitorEvents` batch may hold."""
+"""The names of the events that no `visitorEvents` batch may hold; see `Event.batchable`."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]{0,49}", re.ASCII)
 
@@ -310,81 +377,6 @@ class CustomEvent(Event):
         """The event's name as the API spells it."""
         # The error about a wrong `name` reads this property too, so `name` may be of any type here.
         return self.name if type(self.name) is str and _NAME.fullmatch(self.name) else "CustomEvent"
-
-
-def order_lines(
-    lines: Iterable[Mapping[str, Any]],
-    *,
-    session_external_id: str,
-    transaction: str,
-    stock_id: str | None = None,
-    timestamp: datetime | None = None,
-) -> list[Order]:
-    """Return one `Order` per line of a basket, all with the same `transaction` and `timestamp`.
-
-    Args:
-        lines: one mapping per line with the keys ``product_id``, ``quantity``, ``price`` and, if the line's stock
-            differs from the order's stock, ``stock_id``.
-        session_external_id: the visitor, as in every event.
-        transaction: the order's number in the shop, 1-50 characters.
-        stock_id: the stock of lines without a ``stock_id``; default None.
-        timestamp: when the order was placed, an aware datetime; default now, in UTC.
-
-    Raises:
-        EventValidationError: a line breaks a rule, has an unknown key or lacks a required key; or there is no line.
-    """
-    moment_of_order = timestamp if timestamp is not None else utc_now()
-    orders: list[Order] = []
-    for position, given in enumerate(_each(lines)):
-        line = _line(given, f"lines[{position}]")
-        unknown = line.keys() - _LINE_KEYS
-        missing = _LINE_KEYS - {"stock_id"} - line.keys()
-        if unknown or missing:
-            keys = [f"unknown: {brief_names(unknown)}"] * bool(unknown)
-            keys += [f"missing: {brief_names(missing)}"] * bool(missing)
-            rule = f"must have product_id, quantity, price, perhaps stock_id, and no other key ({'; '.join(keys)})"
-            raise EventValidationError("order", f"lines[{position}]", rule)
-        orders.append(
-            Order(
-                session_external_id=session_external_id,
-                product_id=line["product_id"],
-                quantity=line["quantity"],
-                price=line["price"],
-                transaction=transaction,
-                stock_id=line.get("stock_id", stock_id),
-                timestamp=moment_of_order,
-            )
-        )
-    if not orders:
-        raise EventValidationError("order", "lines", "must hold at least one line")
-    return orders
-
-
-_LINE_KEYS = frozenset({"product_id", "quantity", "price", "stock_id"})
-
-
-def _each(lines: Iterable[object]) -> Iterator[object]:
-    try:
-        return iter(lines)
-    except BaseException as error:
-        # A basket comes from a visitor's page, so `lines` may be None, or raise any error.
-        if is_interrupt(error):
-            raise
-        raise EventValidationError("order", "lines", f"must be an iterable, not {type(lines).__name__}") from None
-
-
-def _line(given: object, place: str) -> dict[Any, Any]:
-    """Return a copy of a line, because a caller's mapping may raise, be endless, or change between two reads."""
-    try:
-        if isinstance(given, Mapping):
-            members = cast("Mapping[object, object]", given)
-            return dict(islice(members.items(), MAX_VALUES))
-    except BaseException as error:  # a caller's mapping may raise anything
-        if is_interrupt(error):
-            raise
-        rule = f"must be a mapping that can be read: it raised {type(error).__name__}"
-        raise EventValidationError("order", place, rule) from None
-    raise EventValidationError("order", place, f"must be a mapping, not {type(given).__name__}")
 
 
 def new_session_id() -> str:

@@ -17,6 +17,7 @@ import attrs
 
 from retailrocket_async._errors import EventValidationError
 from retailrocket_async._events.models import EVENT_TYPES
+from retailrocket_async._events.names import camel
 from retailrocket_async._events.validators import frozen_object, moment
 
 if TYPE_CHECKING:
@@ -83,16 +84,13 @@ class Passthrough:
         return name, fields["sessionExternalId"]
 
 
-def camel(snake: str) -> str:
-    """Return the JSON name of a field, e.g. ``"productId"`` for ``"product_id"``."""
-    first, *rest = snake.split("_")
-    return first + "".join(map(str.capitalize, rest))
-
-
 def _plan(name: str, cls: type[Event], whole: Callable[[str], bool]) -> _Plan:
     rules: dict[str, tuple[_Rule, attrs.Attribute[Any]]] = {}
     required = {"timestamp"}
     for field in attrs.fields(cls):
+        if field.name == "extra":
+            # An envelope with undocumented fields is decoded, because whether it may be sent depends on `allow_extra`.
+            continue
         wire = camel(field.name)
         if field.default is attrs.NOTHING:
             required.add(wire)

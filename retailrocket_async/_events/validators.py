@@ -8,6 +8,7 @@ Source: API document, "Fields".
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,15 @@ from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ForwardRef, NoReturn, Protocol, TypeAlias, cast
 
-from retailrocket_async._errors import EventValidationError, type_name
+import attrs
+
+from retailrocket_async._errors import EventValidationError, brief, type_name
+from retailrocket_async._events.hints import int_hint, phone_hint, uuid_hint
+from retailrocket_async._events.names import camel
 from retailrocket_async._interrupt import is_interrupt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import attrs
 
 Number: TypeAlias = int | float | Decimal
 """The types of `price` and `quantity`."""
@@ -33,22 +36,27 @@ else:
     # The module is given so that `typing.get_type_hints` of an event can resolve the name.
     _JSON = ForwardRef("Json", module=__name__)
     Json = bool | int | float | str | list[_JSON] | dict[str, _JSON] | None
-"""A JSON value, as in `custom_data` and `CustomEvent.fields`."""
+"""A JSON value, as in `custom_data`, `extra` and `CustomEvent.fields`."""
 
 INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
 MAX_DEPTH = 32
-"""Levels of nesting that `custom_data` and `CustomEvent.fields` may have."""
+"""Levels of nesting that `custom_data`, `extra` and `CustomEvent.fields` may have."""
 
 MAX_VALUES = 5_000
-"""Number of values in `custom_data` or `CustomEvent.fields`, including nested values. Checking more values would
-block the event loop."""
+"""Number of values in `custom_data`, `extra` or `CustomEvent.fields`, including nested values. Checking more values
+would block the event loop."""
 
 MAX_IDS = 100_000
 """Number of ids in `product_ids`. A `range` may have billions of ids; checking so many would block the event loop."""
 
-PERSONAL = frozenset({"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data"})
-"""Fields whose values are never shown in a message, because they are or may contain personal data."""
+PERSONAL = frozenset(
+    {"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data", "extra"}
+)
+"""Fields whose values are never shown in a message, because they are or may contain personal data.
+
+There is one exception: the message for a refused `phone` shows the number in the form that is probably right.
+"""
 
 _MINUTE = timedelta(minutes=1)
 _E164 = re.compile(r"\+[1-9][0-9]{1,14}", re.ASCII)
@@ -61,17 +69,26 @@ class Named(Protocol):
     def event_name(self) -> str: ...
 
 
-def fail(event: Named, field: str, rule: str, value: object) -> NoReturn:
-    """Raise the error for a value that breaks `rule`; the error does not contain the values of personal fields."""
+def fail(event: Named, field: str, rule: str, value: object, hint: str = "") -> NoReturn:
+    """Raise the error for a value that breaks `rule`; the error does not contain the values of personal fields.
+
+    Args:
+        event: the event.
+        field: the Python name of the field.
+        rule: the rule.
+        value: the value.
+        hint: how to correct the value; see `hints`.
+    """
     if field not in PERSONAL:
-        raise EventValidationError(event.event_name, field, rule, value)
-    raise EventValidationError(event.event_name, field, f"{rule}{_why_not(value, rule)}")
+        raise EventValidationError(event.event_name, field, f"{rule}{hint}", value)
+    raise EventValidationError(event.event_name, field, f"{rule}{_why_not(value, rule)}{hint}")
 
 
 def identifier(event: Named, field: attrs.Attribute[str], value: str) -> None:
     if type(value) is str and value.isalnum() and value.isascii() and len(value) <= 50:
         return
-    fail(event, field.name, f"must be a str of 1-50 ASCII letters and digits{_unlike(value)}", value)
+    rule = f"must be a str of 1-50 ASCII letters and digits{_unlike(value)}"
+    fail(event, field.name, rule, value, uuid_hint(value))
 
 
 def short_text(event: Named, field: attrs.Attribute[str], value: str) -> None:
@@ -95,7 +112,7 @@ def phrase(event: Named, field: attrs.Attribute[str], value: str) -> None:
 def int64(event: Named, field: attrs.Attribute[int], value: int) -> None:
     if type(value) is int and INT64_MIN <= value <= INT64_MAX:
         return
-    fail(event, field.name, f"must be an int of at most 64 bits{_unlike(value)}", value)
+    fail(event, field.name, f"must be an int of at most 64 bits{_unlike(value)}", value, int_hint(value))
 
 
 def int64s(event: Named, field: attrs.Attribute[tuple[int, ...]], value: tuple[int, ...]) -> None:
@@ -106,7 +123,8 @@ def int64s(event: Named, field: attrs.Attribute[tuple[int, ...]], value: tuple[i
         fail(event, field.name, f"must hold at most {MAX_IDS:,} ids", value)
     for position, item in enumerate(value):
         if type(item) is not int or not INT64_MIN <= item <= INT64_MAX:
-            fail(event, f"{field.name}[{position}]", f"must be an int of at most 64 bits{_unlike(item)}", item)
+            rule = f"must be an int of at most 64 bits{_unlike(item)}"
+            fail(event, f"{field.name}[{position}]", rule, item, int_hint(item))
 
 
 def price(event: Named, field: attrs.Attribute[Number], value: Number) -> None:
@@ -128,22 +146,30 @@ def moment(event: Named, field: attrs.Attribute[datetime], value: datetime) -> N
     fail(event, field.name, f"{rule}{_unlike(value)}", value)
 
 
-def email(event: Named, field: attrs.Attribute[str | None], value: str | None) -> None:
+def email(event: Named, field: attrs.Attribute[str], value: str) -> None:
+    if not _is_email(value):
+        fail(event, field.name, f"must be an e-mail address{_unlike(value)}", value)
+
+
+def optional_email(event: Named, field: attrs.Attribute[str | None], value: str | None) -> None:
+    if value is not None and not _is_email(value):
+        fail(event, field.name, f"must be None or an e-mail address{_unlike(value)}", value)
+
+
+def _is_email(value: str) -> bool:
     # The API document says only "string". This check notices, for example, that two arguments are swapped. A stricter
     # check would refuse addresses that work.
-    if value is None:
-        return
-    if type(value) is str and len(value) <= 254 and _encodable(value):
-        local, at, domain = value.rpartition("@")
-        if at and local and domain and not any(map(str.isspace, value)):
-            return
-    fail(event, field.name, f"must be None or an e-mail address{_unlike(value)}", value)
+    if type(value) is not str or len(value) > 254 or not _encodable(value):
+        return False
+    local, at, domain = value.rpartition("@")
+    return bool(at and local and domain) and not any(map(str.isspace, value))
 
 
 def phone(event: Named, field: attrs.Attribute[str | None], value: str | None) -> None:
     if value is None or (type(value) is str and _E164.fullmatch(value)):
         return
-    fail(event, field.name, f"must be None or a phone number in E.164 form, e.g. +79161234567{_unlike(value)}", value)
+    rule = f"must be None or a phone number in E.164 form, e.g. +79161234567{_unlike(value)}"
+    fail(event, field.name, rule, value, phone_hint(value))
 
 
 def json_object(event: Named, field: attrs.Attribute[Any], value: object) -> None:
@@ -155,6 +181,31 @@ def json_object(event: Named, field: attrs.Attribute[Any], value: object) -> Non
 def optional_json_object(event: Named, field: attrs.Attribute[Any], value: object) -> None:
     if value is not None:
         json_object(event, field, value)
+
+
+def undocumented(event: Named, field: attrs.Attribute[Any], value: object) -> None:
+    """Check the fields of `extra`: JSON values, under names that the API does not document for this event."""
+    if value is None:
+        return
+    json_object(event, field, value)
+    documented = _documented(cast("type[attrs.AttrsInstance]", type(event)))
+    for name in cast("dict[str, Json]", value):
+        known = documented.get(_folded(name))
+        if known is not None:
+            rule = f"must not hold the documented field {camel(known)!r}"
+            rule += f" (as {brief(name)})" if name != camel(known) else ""
+            raise EventValidationError(event.event_name, field.name, f"{rule}: use the field {known} of the event")
+
+
+@functools.cache
+def _documented(cls: type[attrs.AttrsInstance]) -> dict[str, str]:
+    """Return the Python names of the documented fields of an event class, by their folded names."""
+    return {_folded(field.name): field.name for field in attrs.fields(cls) if field.name != "extra"}
+
+
+def _folded(name: str) -> str:
+    # Many JSON parsers ignore case, so "productid" would replace "productId". "product_id" is a field's Python name.
+    return name.replace("_", "").casefold()
 
 
 def _why_not(value: object, rule: str) -> str:
@@ -221,11 +272,21 @@ _NO_OBJECT = _NotJson("", "must be a mapping with string keys, not None")
 
 def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dict, None or _NotJson
     """Return a deep copy of a JSON object, or a `_NotJson`, which the validator turns into a public error."""
-    if value is None:
-        return None
+    return None if value is None else _frozen_mapping(value, keys_shown=False)
+
+
+def frozen_extra(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dict, None or _NotJson
+    """Return what `frozen_object` returns, or None for an empty object, because both send no field.
+
+    The keys are names of fields and no personal data, so an error shows the key of a wrong value.
+    """
+    return None if value is None else _frozen_mapping(value, keys_shown=True) or None
+
+
+def _frozen_mapping(value: Mapping[str, Any], *, keys_shown: bool) -> Any:  # noqa: ANN401 - dict or _NotJson
     try:
         if isinstance(value, Mapping):
-            return _frozen_json(value, "", 0, iter(range(MAX_VALUES)))
+            return _frozen_json(value, "", 0, iter(range(MAX_VALUES)), keys_shown=keys_shown)
     except _NotJson as fault:
         return fault.with_traceback(None)
     except BaseException as error:  # a caller's mapping may raise anything
@@ -235,7 +296,7 @@ def frozen_object(value: Mapping[str, Any] | None) -> Any:  # noqa: ANN401 - dic
     return _NotJson("", f"must be a mapping with string keys, not {type(value).__name__}")
 
 
-def _frozen_json(value: object, path: str, depth: int, left: Iterator[int]) -> Json:
+def _frozen_json(value: object, path: str, depth: int, left: Iterator[int], *, keys_shown: bool = False) -> Json:
     """Return a deep copy of `value` made of plain JSON values, or raise `_NotJson`.
 
     The event must not change when the caller changes the object, so the object is copied. orjson is not used for the
@@ -246,6 +307,7 @@ def _frozen_json(value: object, path: str, depth: int, left: Iterator[int]) -> J
         path: the position of the value in the field, for errors.
         depth: the level of nesting.
         left: an iterator with one item for each value that is still allowed.
+        keys_shown: whether paths in errors contain the keys of `value` itself.
     """
     if next(left, None) is None:
         raise _NotJson("", f"must hold at most {MAX_VALUES:,} values")
@@ -255,12 +317,17 @@ def _frozen_json(value: object, path: str, depth: int, left: Iterator[int]) -> J
         raise _NotJson("", f"must not be nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, Mapping):
         members = cast("Mapping[object, object]", value)
-        # A key may be personal data, so the path contains "*" instead of the key.
         return {
-            _frozen_key(key, path): _frozen_json(item, f"{path}.*", depth + 1, left) for key, item in members.items()
+            _frozen_key(key, path): _frozen_json(item, f"{path}.{_shown(key, keys_shown)}", depth + 1, left)
+            for key, item in members.items()
         }
     items = cast("Sequence[object]", value)
     return [_frozen_json(item, f"{path}[{position}]", depth + 1, left) for position, item in enumerate(items)]
+
+
+def _shown(key: object, keys_shown: bool) -> str:  # noqa: FBT001 - called for every key
+    # A key may be personal data, so a path usually contains "*" instead of the key.
+    return key if keys_shown and type(key) is str and len(key) <= 50 and key.isidentifier() else "*"
 
 
 def _frozen_key(key: object, path: str) -> str:

@@ -60,14 +60,17 @@ DEFAULT_RANKING: Final[Mapping[str, int]] = Ranking(
         "categoryView": 1,
         "search": 1,
         "recomTap": 1,
+        "categoryViewByCategoryPath": 1,
+        "emailClick": 1,
         "addToBasket": 2,
         "recomAddToBasket": 2,
         "setContact": 2,
+        "welcomeSequence": 2,
         "order": 3,
     }
 )
-"""Values of events by wire name: impressions and block views are lowest, then views, taps, categories and searches,
-then baskets and contacts, then orders."""
+"""Values of events by wire name: impressions and block views are lowest, then views, taps, clicks in letters,
+categories and searches, then baskets, contacts and welcome letters, then orders."""
 
 _UNNAMED: Final = 1
 

@@ -41,6 +41,9 @@ def emulate(  # noqa: PLR0913 - one for each option
     allow_custom: Annotated[
         bool, typer.Option("--allow-custom", help="Accept events of unknown names too, with any fields.")
     ] = False,
+    allow_extra: Annotated[
+        bool, typer.Option("--allow-extra", help="Accept undocumented fields of documented events too.")
+    ] = False,
     partner_id: Annotated[
         str,
         typer.Option(
@@ -61,6 +64,7 @@ def emulate(  # noqa: PLR0913 - one for each option
                 limit=limit or None,
                 latency=latency,
                 allow_unknown_events=allow_custom,
+                allow_unknown_fields=allow_extra,
             )
         except ValueError as error:
             fail(str(error))

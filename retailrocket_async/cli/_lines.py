@@ -68,13 +68,14 @@ class Lines:
         source: the input's name, for messages.
         clickstream: parses rows of the clickstream.
         allow_custom: accept an unknown event name as a `CustomEvent`.
+        allow_extra: accept unknown fields of a documented event as its `extra`.
 
     Attributes:
         source: the input's name.
         number: the number of the line that was parsed last; 0 before the first line.
     """
 
-    def __init__(self, source: str, clickstream: Clickstream, *, allow_custom: bool) -> None:
+    def __init__(self, source: str, clickstream: Clickstream, *, allow_custom: bool, allow_extra: bool = False) -> None:
         self.number = 0
         self.source = source
         self._row = clickstream.event
@@ -82,6 +83,7 @@ class Lines:
         self._decode = codec.decode
         self._encode = codec.encode
         self._allow_custom = allow_custom
+        self._allow_extra = allow_extra
         self._below_header = False
         self._rest = bytearray()
         self._overlong = False
@@ -143,7 +145,7 @@ class Lines:
         return True
 
     def _sendable(self, text: bytes) -> Event:
-        event = self._decode(text, allow_custom=self._allow_custom)
+        event = self._decode(text, allow_custom=self._allow_custom, allow_extra=self._allow_extra)
         if len(text) > _SURELY_SMALL and len(self._encode(event)) > _MAX_ENVELOPE:
             rule = f"must be at most {_MAX_ENVELOPE} bytes of JSON"
             raise EventValidationError(event.event_name, "", rule)

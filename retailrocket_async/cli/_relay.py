@@ -154,6 +154,14 @@ def relay(  # noqa: PLR0913 - one for each option
             help="Deliver events of unknown names too, as they are.",
         ),
     ] = False,
+    allow_extra: Annotated[
+        bool,
+        typer.Option(
+            "--allow-extra",
+            envvar="RETAILROCKET_RELAY_ALLOW_EXTRA",
+            help="Deliver fields that the API does not document too, as they are.",
+        ),
+    ] = False,
     health_host: Annotated[
         str,
         typer.Option(
@@ -190,6 +198,7 @@ def relay(  # noqa: PLR0913 - one for each option
             limiter_on_unreachable=limiter_on_unreachable.value,
             grace=grace,
             allow_custom=allow_custom,
+            allow_extra=allow_extra,
             health_host=health_host,
             health_port=health_port,
         )
@@ -237,6 +246,7 @@ async def _run(settings: RelaySettings, shop: str, client_of: "Callable[..., Asy
             window_bytes=settings.window_bytes,
             grace=settings.grace,
             allow_custom=settings.allow_custom,
+            allow_extra=settings.allow_extra,
             trouble=lambda: limit.trouble,
         )
         signals: list[int] = []

@@ -99,6 +99,9 @@ def send(  # noqa: PLR0913 - one for each option
     allow_custom: Annotated[
         bool, typer.Option("--allow-custom", help="Also send events of unknown names, as they are.")
     ] = False,
+    allow_extra: Annotated[
+        bool, typer.Option("--allow-extra", help="Also send fields that the API does not document, as they are.")
+    ] = False,
     price: Annotated[float, typer.Option(help="Price of one unit in every order of a clickstream.")] = 1,
     quantity: Annotated[float, typer.Option(help="Quantity of every order of a clickstream.")] = 1,
     give_up_after: Annotated[
@@ -129,7 +132,7 @@ def send(  # noqa: PLR0913 - one for each option
         sources = [Source(path, follow=watch) for path in files]
 
         def lines_of(source: Source) -> Lines:
-            return Lines(source.name, clickstream, allow_custom=allow_custom)
+            return Lines(source.name, clickstream, allow_custom=allow_custom, allow_extra=allow_extra)
 
         if dry_run:
             with Rejects(rejects) as kept, Meter("checking", total_size(sources)) as meter:

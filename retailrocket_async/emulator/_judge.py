@@ -68,7 +68,8 @@ def judge_body(settings: Settings, record: RequestRecord, body: bytes) -> Refusa
         return Refusal(400, [f"body: must be JSON: {error}"])
     name = record.path.removeprefix(PREFIX)
     check = check_batch if name == _BATCH else partial(check_event, name)
-    if reasons := check(data, allow_unknown=settings.allow_unknown_events):
+    allowed = {"allow_unknown": settings.allow_unknown_events, "allow_extra": settings.allow_unknown_fields}
+    if reasons := check(data, **allowed):
         return Refusal(400, reasons)
     return events_of(record.path, data)
 

@@ -114,11 +114,13 @@ _short_text = _string(50)
 
 _FIELDS: Final[dict[str, _Rule]] = {
     "categoryId": _integer,
+    "categoryPath": _string(),
     "contactExternalId": _external_id,
     "customData": _object,
     "email": _string(None, _EMAIL, "an e-mail address"),
     "groupId": _integer,
     "impressionContentId": _short_text,
+    "mailTrackingId": _string(),
     "phone": _string(None, _E164, "E.164, such as +79991234567"),
     "price": _number("0 or more", lambda value: value >= 0),
     "productId": _integer,
@@ -141,6 +143,14 @@ class _Shape:
     rules: dict[str, _Rule]
 
 
+@attrs.frozen
+class _Allowed:
+    """What is accepted although the API does not document it: events of unknown names, and unknown fields."""
+
+    unknown_events: bool
+    unknown_fields: bool
+
+
 def _shape(required: str, optional: str = "") -> _Shape:
     wanted = ("sessionExternalId", *required.split())
     return _Shape(wanted, {name: _FIELDS[name] for name in (*wanted, *optional.split(), "timestamp")})
@@ -149,6 +159,8 @@ def _shape(required: str, optional: str = "") -> _Shape:
 EVENTS: Final[dict[str, _Shape]] = {
     "addToBasket": _shape("productId", "stockId"),
     "categoryView": _shape("categoryId"),
+    "categoryViewByCategoryPath": _shape("categoryPath"),
+    "emailClick": _shape("mailTrackingId", "customData"),
     "groupView": _shape("groupId productIds", "stockId"),
     "impressionContentClicked": _shape("impressionContentId"),
     "impressionContentViewed": _shape("impressionContentId"),
@@ -159,24 +171,29 @@ EVENTS: Final[dict[str, _Shape]] = {
     "search": _shape("searchPhrase", "stockId"),
     "setContact": _shape("contactExternalId", "email phone stockId customData"),
     "view": _shape("productId", "stockId"),
+    "welcomeSequence": _shape("email"),
 }
-"""The twelve events by name."""
+"""The fifteen events by name."""
+
+_ALONE: Final = frozenset({"categoryViewByCategoryPath"})
+"""The events that have only their own endpoint: no envelope is documented for them, so a batch may not hold them."""
 
 
-def _tails(name: str, event: object, *, allow_unknown: bool) -> Iterator[str]:
+def _tails(name: str, event: object, allow: _Allowed) -> Iterator[str]:
     if type(event) is not dict:
         yield from _not_a("an object", event)
         return
     shape = EVENTS.get(name)
     if shape is None:
-        if not allow_unknown:
+        if not allow.unknown_events:
             yield ": is no event of the API"
         return
     fields = cast("dict[str, object]", event)
     for field, value in fields.items():
         rule = shape.rules.get(field)
         if rule is None:
-            yield f".{field[:_SHOWN]}: is no field of this event"
+            if not allow.unknown_fields:
+                yield f".{field[:_SHOWN]}: is no field of this event"
             continue
         for tail in rule(value):
             yield f".{field}{tail}"
@@ -185,7 +202,7 @@ def _tails(name: str, event: object, *, allow_unknown: bool) -> Iterator[str]:
             yield f".{field}: is missing"
 
 
-def check_event(name: str, event: object, *, allow_unknown: bool = False) -> list[str]:
+def check_event(name: str, event: object, *, allow_unknown: bool = False, allow_extra: bool = False) -> list[str]:
     """Return the mistakes in *event*, the body of a ``POST /1.0/<name>``, as a list of at most 1,000 reasons.
 
     The path in each reason starts at the event, as in ``productId``.
@@ -194,12 +211,13 @@ def check_event(name: str, event: object, *, allow_unknown: bool = False) -> lis
         name: the event's name, such as ``view``.
         event: the decoded body.
         allow_unknown: accept an event with an undocumented name without checking the fields; default False.
+        allow_extra: accept undocumented fields of a documented event; default False.
     """
-    tails = _tails(name, event, allow_unknown=allow_unknown)
+    tails = _tails(name, event, _Allowed(allow_unknown, allow_extra))
     return _first(tail[1:] if tail.startswith(".") else f"body{tail}" for tail in tails)
 
 
-def _envelope(place: int, envelope: object, *, allow_unknown: bool) -> Iterator[str]:
+def _envelope(place: int, envelope: object, allow: _Allowed) -> Iterator[str]:
     if type(envelope) is not dict:
         yield f"[{place}]{_not_a('an object', envelope)[0]}"
         return
@@ -208,23 +226,32 @@ def _envelope(place: int, envelope: object, *, allow_unknown: bool) -> Iterator[
         yield f"[{place}]: must have exactly one key, the event's name, not {len(events)}"
         return
     for name, event in events.items():
-        for tail in _tails(name, event, allow_unknown=allow_unknown):
+        if name in _ALONE:
+            yield f"[{place}].{name}: has only its own endpoint, and no batch may hold it"
+        for tail in _tails(name, event, allow):
             yield f"[{place}].{name[:_SHOWN]}{tail}"
 
 
-def check_batch(batch: Any, *, allow_unknown: bool = False) -> list[str]:  # noqa: ANN401 - any JSON value
+def check_batch(
+    batch: Any,  # noqa: ANN401 - any JSON value
+    *,
+    allow_unknown: bool = False,
+    allow_extra: bool = False,
+) -> list[str]:
     """Return the mistakes in *batch*, the body of a ``POST /1.0/visitorEvents``, as at most 1,000 reasons.
 
     Args:
         batch: the decoded body. A valid body is an array of envelopes that is not empty.
         allow_unknown: accept events with undocumented names without checking the fields; default False.
+        allow_extra: accept undocumented fields of documented events; default False.
     """
+    allow = _Allowed(allow_unknown, allow_extra)
     if type(batch) is not list:
         return [f"body{_not_a('an array', batch)[0]}"]
     if not batch:
         return ["body: must not be empty"]
     envelopes = enumerate(cast("list[object]", batch))
-    return _first(reason for place, item in envelopes for reason in _envelope(place, item, allow_unknown=allow_unknown))
+    return _first(reason for place, item in envelopes for reason in _envelope(place, item, allow))
 
 
 def _first(reasons: Iterator[str]) -> list[str]:

@@ -70,6 +70,7 @@ class Settings:
         seed: the seed of the random numbers for these delays and for the faults; None (default) for a random seed.
         max_body_bytes: the most bytes of a body, default 8,388,608 (8 MiB); a longer body is refused with 413.
         allow_unknown_events: accept events of any name, with any fields; default False.
+        allow_unknown_fields: accept undocumented fields of documented events; default False.
         forbidden: answer 403 to every request with the right key; default False.
         keep: how many accepted events are stored in memory, default 200,000; the oldest are dropped first.
 
@@ -88,6 +89,7 @@ class Settings:
     seed: int | None = _field(None, _whole(None, optional=True), "seed of the randomness, or 'none'")
     max_body_bytes: int = _field(8 * 1024 * 1024, _whole(1), "a longer body is refused with 413")
     allow_unknown_events: bool = _field(default=False, check=_flag, text="accept events of any name")
+    allow_unknown_fields: bool = _field(default=False, check=_flag, text="accept undocumented fields of events")
     forbidden: bool = _field(default=False, check=_flag, text="answer 403 to every request")
     keep: int = _field(200_000, _whole(1), "accepted events kept in memory")
 

@@ -77,6 +77,8 @@ class Relay(Uncopyable):
             fetching, 1 or more; default 16 MiB. The last fetch may exceed this size.
         grace: seconds, 0 or more, to go on delivering fetched messages after `stop` was called; default 25.
         allow_custom: deliver events of unknown names, too; default False: events of unknown names become dead letters.
+        allow_extra: deliver unknown fields of documented events, too; default False: events with unknown fields become
+            dead letters.
         trouble: a function that `unready` calls, to report a problem that the relay itself does not see, e.g. that the
             limiter's Redis was never reached. The function returns one line that describes the problem, or None if
             there is no problem. The function must not block and not raise. Default None: no function.
@@ -95,6 +97,7 @@ class Relay(Uncopyable):
         window_bytes: int = WINDOW_BYTES,
         grace: float = GRACE,
         allow_custom: bool = False,
+        allow_extra: bool = False,
         trouble: Callable[[], str | None] | None = None,
     ) -> None:
         for name, value, least in (("batch", batch, 1), ("window", window, batch), ("window_bytes", window_bytes, 1)):
@@ -107,8 +110,9 @@ class Relay(Uncopyable):
         self._batch = batch
         self._grace = grace
         self._allow_custom = allow_custom
+        self._allow_extra = allow_extra
         self._other_trouble = trouble
-        self._timestamps = Timestamps(allow_custom=allow_custom)
+        self._timestamps = Timestamps(allow_custom=allow_custom, allow_extra=allow_extra)
         self._window = Window(window, window_bytes)
         self._stopping = asyncio.Event()
         self._ran = False
@@ -249,7 +253,11 @@ class Relay(Uncopyable):
         try:
             while window.held:
                 envelopes = [self._timestamps.envelope_of(message) for message in window.first_held(_TRACKED)]
-                window.tracked(await self._client.track_envelopes(envelopes, allow_custom=self._allow_custom))
+                window.tracked(
+                    await self._client.track_envelopes(
+                        envelopes, allow_custom=self._allow_custom, allow_extra=self._allow_extra
+                    )
+                )
         except BufferFullError:
             # The client's buffer is configured to raise if it is full, instead of waiting for room.
             await self._sleep(_BUSY)

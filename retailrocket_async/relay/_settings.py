@@ -36,6 +36,7 @@ class RelaySettings:
             or ``"raise"``, see `RedisLimiter`.
         grace: seconds, 0 or more, to go on delivering fetched messages after the relay was stopped; default 25.
         allow_custom: deliver events of unknown names, too; default False.
+        allow_extra: deliver unknown fields of documented events, too; default False.
         health_host: address on which health and metrics are served; default ``"127.0.0.1"``.
         health_port: port on which health and metrics are served; default 8081; 0 for any free port.
 
@@ -54,6 +55,7 @@ class RelaySettings:
     limiter_on_unreachable: Literal["share", "wait", "raise"] = "share"
     grace: float = GRACE
     allow_custom: bool = False
+    allow_extra: bool = False
     health_host: str = "127.0.0.1"
     health_port: int = 8081
 

@@ -20,11 +20,13 @@ class Timestamps:
 
     Args:
         allow_custom: whether events of unknown names are accepted. Events of unknown names get no timestamp.
+        allow_extra: whether unknown fields of documented events are accepted.
     """
 
-    def __init__(self, *, allow_custom: bool) -> None:
+    def __init__(self, *, allow_custom: bool, allow_extra: bool) -> None:
         self._codec = Codec()
         self._allow_custom = allow_custom
+        self._allow_extra = allow_extra
 
     def envelope_of(self, message: Message) -> bytes:
         """Return the message's envelope. If the event has no timestamp, add the time of publication as timestamp.
@@ -37,7 +39,7 @@ class Timestamps:
         # If the body is not a valid event, the body is returned unchanged, and the client reports the error. If the
         # producer chose the message's id, `published_at` may be an invalid time, and the body is returned unchanged.
         with suppress(ValueError, OverflowError, OSError):
-            event = self._codec.decode(message.body, allow_custom=self._allow_custom)
+            event = self._codec.decode(message.body, allow_custom=self._allow_custom, allow_extra=self._allow_extra)
             if not isinstance(event, CustomEvent):
                 moment = datetime.fromtimestamp(message.published_at, UTC)
                 return self._codec.encode(attrs.evolve(cast("View", event), timestamp=moment))

@@ -16,7 +16,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from retailrocket_async import CustomEvent, EventValidationError, GroupView, Order, Search, SetContact, View
+from retailrocket_async import (
+    CustomEvent,
+    EventValidationError,
+    GroupView,
+    Order,
+    Search,
+    SetContact,
+    View,
+    WelcomeSequence,
+)
 from retailrocket_async._errors import REDACTED
 from retailrocket_async._events.validators import MAX_DEPTH, MAX_IDS, PERSONAL, on_wire
 from tests.fuzz.draw import EndlessList
@@ -78,6 +87,23 @@ INT64S: tuple[list[Any], list[Any]] = (
     [INT64_MAX + 1, INT64_MIN - 1, 10**400, 1.0, math.nan, Decimal(1), *NO_NUMBER],
 )
 
+JSON_OBJECTS: tuple[list[Any], list[Any]] = (
+    [
+        *(None, {}, {"": None}, {"a": [True, 1, 1.5, "x", None, {"b": []}]}, {"a": (1, 2)}, {"ключ": "\x00😀"}),
+        *(types.MappingProxyType({"a": 1}), OrderedDict(a=1), UserDict(a={"b": 1}), nested(MAX_DEPTH)),
+        *({"a": INT64_MAX}, {"a": INT64_MIN}, {"a": 1e308}),
+    ],
+    [
+        *([], [("a", 1)], "{}", 1, True, {"a"}, BrokenMapping(a=1), Liar()),
+        *({key: 1} for key in (1, None, True, 1.5, b"a", Text("a"), (), LONE)),
+        *({"a": {key: 1}} for key in (1, LONE)),
+        *({"a": bad} for bad in (math.nan, math.inf, INT64_MAX + 1, 10**400, LONE, b"a", MOMENT, Decimal(1))),
+        *({"a": bad} for bad in ({1}, object(), Text("a"), Whole(1), Fractional(1.5), int, iter([]), Liar())),
+        *({"a": [{"b": bad}]} for bad in (math.nan, -math.inf, LONE, Decimal(1))),
+        *(nested(MAX_DEPTH + 1), nested(900), endless()),
+    ],
+)
+
 VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "session_external_id": IDENTIFIERS,
     "contact_external_id": IDENTIFIERS,
@@ -101,6 +127,8 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         ["a", " ", "\x00", "красное платье", "ドレス", "😀", "x" * 100_000],
         ["", LONE, "a" + LONE, None, *NO_TEXT],
     ),
+    "mail_tracking_id": (["a", " ", "5b488f277ecc191c98859541"], ["", LONE, None, *NO_TEXT]),
+    "category_path": (["a", "/", "Товары для дома/Кухня/Вилки"], ["", LONE, None, *NO_TEXT]),
     "price": (
         [0, 0.0, -0.0, 1, 1321.43, 5e-324, 1e308, INT64_MAX, *map(Decimal, ("0", "-0", "1321.43", "1e-400", "1e300"))],
         [-1, -0.01, -5e-324, Decimal("-0.01"), Decimal("-1e-400"), *INFINITE, *NO_NUMBER],
@@ -136,20 +164,12 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
             *("+1234567890123456", 79161234567, LONE, *NO_TEXT),
         ],
     ),
-    "custom_data": (
+    "custom_data": JSON_OBJECTS,
+    "extra": (
+        JSON_OBJECTS[0],
         [
-            *(None, {}, {"": None}, {"a": [True, 1, 1.5, "x", None, {"b": []}]}, {"a": (1, 2)}, {"ключ": "\x00😀"}),
-            *(types.MappingProxyType({"a": 1}), OrderedDict(a=1), UserDict(a={"b": 1}), nested(MAX_DEPTH)),
-            *({"a": INT64_MAX}, {"a": INT64_MIN}, {"a": 1e308}),
-        ],
-        [
-            *([], [("a", 1)], "{}", 1, True, {"a"}, BrokenMapping(a=1), Liar()),
-            *({key: 1} for key in (1, None, True, 1.5, b"a", Text("a"), (), LONE)),
-            *({"a": {key: 1}} for key in (1, LONE)),
-            *({"a": bad} for bad in (math.nan, math.inf, INT64_MAX + 1, 10**400, LONE, b"a", MOMENT, Decimal(1))),
-            *({"a": bad} for bad in ({1}, object(), Text("a"), Whole(1), Fractional(1.5), int, iter([]), Liar())),
-            *({"a": [{"b": bad}]} for bad in (math.nan, -math.inf, LONE, Decimal(1))),
-            *(nested(MAX_DEPTH + 1), nested(900), endless()),
+            *JSON_OBJECTS[1],
+            *({name: 1} for name in ("sessionExternalId", "session_external_id", "SESSIONEXTERNALID", "timestamp")),
         ],
     ),
 }
@@ -185,9 +205,11 @@ def test_accepted(field: str, value: Any) -> None:
     """If a value is valid, every event with the field accepts it, and the event can be encoded and decoded."""
     codec = CODECS["microseconds"]
     for cls in _having(field):
+        if value is None and attrs.fields_dict(cls)[field].default is attrs.NOTHING:
+            continue
         event = cls(**fields_of(cls, **{field: value}))
 
-        assert event == codec.decode(codec.encode(event))
+        assert event == codec.decode(codec.encode(event), allow_extra=True)
 
 
 @pytest.mark.parametrize(("field", "value"), _cases(1))
@@ -212,6 +234,7 @@ def test_refused(field: str, value: Any) -> None:
 def test_personal_fields() -> None:
     """If a field contains personal data, `PERSONAL` contains the field."""
     expected = {"session_external_id", "contact_external_id", "search_phrase", "email", "phone", "custom_data"}
+    expected |= {"extra"}
 
     assert expected == PERSONAL
 
@@ -264,7 +287,7 @@ def test_personal_data_is_in_no_error(field: str, value: Any) -> None:
             None,
             "view.session_external_id must be a str of 1-50 ASCII letters and digits, not NoneType",
         ),
-        (View, "product_id", "1", "view.product_id must be an int of at most 64 bits (got '1')"),
+        (View, "product_id", "1", "view.product_id must be an int of at most 64 bits; convert it with int() (got '1')"),
         (View, "product_id", True, "view.product_id must be an int of at most 64 bits, not bool (got True)"),
         (View, "product_id", 2**64, f"view.product_id must be an int of at most 64 bits (got {2**64})"),
         (View, "product_id", 10**400, "view.product_id must be an int of at most 64 bits (got an int of 1329 bits)"),
@@ -279,7 +302,7 @@ def test_personal_data_is_in_no_error(field: str, value: Any) -> None:
             GroupView,
             "product_ids",
             [7, "8"],
-            "groupView.product_ids[1] must be an int of at most 64 bits (got '8')",
+            "groupView.product_ids[1] must be an int of at most 64 bits; convert it with int() (got '8')",
         ),
         (GroupView, "product_ids", [], "groupView.product_ids must be a sequence of at least one int (got ())"),
         (Order, "price", -1, "order.price must be a finite int, float or Decimal, 0 or more (got -1)"),
@@ -291,6 +314,7 @@ def test_personal_data_is_in_no_error(field: str, value: Any) -> None:
             "123",
             "setContact.phone must be None or a phone number in E.164 form, e.g. +79161234567",
         ),
+        (WelcomeSequence, "email", None, "welcomeSequence.email must be an e-mail address, not NoneType"),
         (SetContact, "email", "nobody", "setContact.email must be None or an e-mail address"),
         (
             SetContact,
@@ -358,7 +382,7 @@ def _construct(cls: type[Any], fields: dict[str, Any]) -> None:
     except EventValidationError:
         return
 
-    assert event == codec.decode(codec.encode(event), allow_custom=True)
+    assert event == codec.decode(codec.encode(event), allow_custom=True, allow_extra=True)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

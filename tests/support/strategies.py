@@ -1,6 +1,7 @@
 """Hypothesis strategies and sample values that all tests of events share.
 
-There is one strategy for each event class, `events()` for all documented events, and `custom_events()`. `json_values()`
+There is one strategy for each event class, `events()` for all documented events, `events_with_extra()`, and
+`custom_events()`. `json_values()`
 and `json_objects()` make JSON values that constructors accept. `HOSTILE` and `hostile()` have values that may break the
 validation of a field.
 """
@@ -14,6 +15,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
+import attrs
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -21,8 +23,10 @@ from retailrocket_async import (
     EVENT_TYPES,
     AddToBasket,
     CategoryView,
+    CategoryViewByCategoryPath,
     Codec,
     CustomEvent,
+    EmailClick,
     GroupView,
     ImpressionContentClicked,
     ImpressionContentViewed,
@@ -33,6 +37,7 @@ from retailrocket_async import (
     Search,
     SetContact,
     View,
+    WelcomeSequence,
 )
 from retailrocket_async._events.codec import TimestampPrecision
 from tests.support.effort import most
@@ -71,6 +76,9 @@ MINIMAL: dict[type[VisitorEvent], dict[str, Any]] = {
     RecomAddToBasket: {"product_id": 123456, "recom_block_id": "block"},
     ImpressionContentViewed: {"impression_content_id": "banner"},
     ImpressionContentClicked: {"impression_content_id": "banner"},
+    EmailClick: {"mail_tracking_id": "5b488f277ecc191c98859541"},
+    WelcomeSequence: {"email": "a@b.ru"},
+    CategoryViewByCategoryPath: {"category_path": "Товары для дома/Кухня/Вилки"},
 }
 """The required fields of every event class with valid values, except `session_external_id`."""
 
@@ -194,6 +202,21 @@ def json_objects() -> st.SearchStrategy[dict[str, Any]]:
 # --- events ---
 
 
+def extras() -> st.SearchStrategy[dict[str, Any]]:
+    """Fields under names that no event documents, as `extra` accepts them."""
+    return json_objects().filter(lambda fields: not any(_folded(name) in DOCUMENTED for name in fields))
+
+
+def _folded(name: str) -> str:
+    return name.replace("_", "").casefold()
+
+
+DOCUMENTED = {
+    _folded(field.name) for cls in EVENT_TYPES.values() for field in attrs.fields(cls) if field.name != "extra"
+}
+"""The names of all documented fields without underscores, in lower case."""
+
+
 def _visit(**fields: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
     return {"session_external_id": identifiers(), "timestamp": moments(), **fields}
 
@@ -272,6 +295,21 @@ def impressions_clicked() -> st.SearchStrategy[ImpressionContentClicked]:
     return st.builds(ImpressionContentClicked, **_visit(impression_content_id=short_texts()))
 
 
+def email_clicks() -> st.SearchStrategy[EmailClick]:
+    """Valid `EmailClick` events."""
+    return st.builds(EmailClick, **_visit(mail_tracking_id=texts(1), custom_data=st.none() | json_objects()))
+
+
+def welcome_sequences() -> st.SearchStrategy[WelcomeSequence]:
+    """Valid `WelcomeSequence` events."""
+    return st.builds(WelcomeSequence, **_visit(email=emails()))
+
+
+def category_path_views() -> st.SearchStrategy[CategoryViewByCategoryPath]:
+    """Valid `CategoryViewByCategoryPath` events."""
+    return st.builds(CategoryViewByCategoryPath, **_visit(category_path=texts(1)))
+
+
 BY_CLASS: dict[type[VisitorEvent], st.SearchStrategy[Any]] = {
     View: views(),
     GroupView: group_views(),
@@ -285,6 +323,9 @@ BY_CLASS: dict[type[VisitorEvent], st.SearchStrategy[Any]] = {
     RecomAddToBasket: recom_adds_to_basket(),
     ImpressionContentViewed: impressions_viewed(),
     ImpressionContentClicked: impressions_clicked(),
+    EmailClick: email_clicks(),
+    WelcomeSequence: welcome_sequences(),
+    CategoryViewByCategoryPath: category_path_views(),
 }
 """The strategy of every documented event."""
 
@@ -292,6 +333,11 @@ BY_CLASS: dict[type[VisitorEvent], st.SearchStrategy[Any]] = {
 def events() -> st.SearchStrategy[VisitorEvent]:
     """Any documented event."""
     return st.one_of(*BY_CLASS.values())
+
+
+def events_with_extra() -> st.SearchStrategy[VisitorEvent]:
+    """Any documented event with fields that are not documented."""
+    return st.builds(lambda event, extra: attrs.evolve(event, extra=extra), events(), extras().filter(bool))
 
 
 def custom_events() -> st.SearchStrategy[CustomEvent]:

@@ -3,9 +3,10 @@
 /** @type {Record<string, string>} */
 const FAMILIES = {
   view: "browse", categoryView: "browse", groupView: "browse", search: "browse",
+  categoryViewByCategoryPath: "browse",
   addToBasket: "basket", recomAddToBasket: "basket", order: "order",
   recomTap: "recom", recomBlockViewed: "recom", impressionContentClicked: "recom", impressionContentViewed: "recom",
-  setContact: "contact",
+  setContact: "contact", emailClick: "contact", welcomeSequence: "contact",
 };
 
 /**
