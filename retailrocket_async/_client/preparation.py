@@ -86,17 +86,6 @@ class Preparation:
             self.refuse_size(event, envelope)
         return envelope
 
-    def queued(self, event: Event) -> bytes:
-        """Return the envelope of an event that will be put in the queue.
-
-        Raises:
-            EventValidationError: as `encoded`, or no batch may hold the event.
-        """
-        envelope = self.encoded(event)
-        if not event.batchable:
-            raise only_alone(event.event_name)
-        return envelope
-
     def refuse_size(self, event: Event, envelope: bytes) -> NoReturn:
         """Raise the error for an event that is larger than `Batching.max_bytes`."""
         raise too_large(event.event_name, len(envelope), self._batching.max_bytes)
@@ -104,7 +93,7 @@ class Preparation:
     def prepared(self, event: Event) -> tuple[str, bytes] | Receipt:
         """Return the name and JSON of the event to send, or, if `before_send` drops it, a receipt with the outcome."""
         chosen = self.chosen(event)
-        return chosen if isinstance(chosen, Receipt) else (chosen.event_name, self.queued(chosen))
+        return chosen if isinstance(chosen, Receipt) else (chosen.event_name, self.encoded(chosen))
 
     def request_of(self, event: Event) -> DirectRequest:
         """Return the request that sends one event to its own endpoint.
@@ -157,7 +146,7 @@ class Preparation:
             watch: calls `Observer.tracked` in this thread; None without an observer.
         """
         chosen, error = self._call_before_send(event)
-        envelope = self.queued(event if chosen is None else chosen)
+        envelope = self.encoded(event if chosen is None else chosen)
         engine = self._engine
         if chosen is not None and error is None and watch is None:
             return functools.partial(engine.intake.accept, chosen, envelope)

@@ -15,7 +15,7 @@ from retailrocket_async._delivery.bulk_intake import track_one_by_one
 from retailrocket_async._delivery.rate_limiter import Limiter, LocalLimiter, RateLimit
 from retailrocket_async._delivery.retry import RetryPolicy
 from retailrocket_async._events.codec import Codec, TimestampPrecision
-from retailrocket_async._events.envelopes import EnvelopeReader, only_alone
+from retailrocket_async._events.envelopes import EnvelopeReader
 from retailrocket_async._events.methods import EventMethods
 from retailrocket_async._http.base_url import DEFAULT_BASE_URL, checked_base_url
 from retailrocket_async._http.callers_client import check_verified
@@ -202,8 +202,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
 
         Raises:
             BufferFullError: the buffer is full and `Buffer.overflow` is ``"raise"``.
-            EventValidationError: `event` is not an event of this package, is larger than `Batching.max_bytes`, or must
-                be sent alone (`Event.batchable`).
+            EventValidationError: `event` is not an event of this package, or is larger than `Batching.max_bytes`.
             ClientClosedError: the client is closed, or was closed while this call waited.
             WrongLoopError: called from another event loop, or after a fork.
         """
@@ -214,8 +213,6 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         intake, envelope = self._intake, self._encode(event)
         if len(envelope) > self._most_bytes:
             self._preparation.refuse_size(event, envelope)
-        if not event.batchable:
-            raise only_alone(event.event_name)
         receipt = intake.accept_now(event, envelope)
         if receipt is None:
             receipt = await intake.wait_for_room(event, envelope)

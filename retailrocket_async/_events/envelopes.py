@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import attrs
 
 from retailrocket_async._errors import EventValidationError
-from retailrocket_async._events.models import UNBATCHABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -30,10 +29,8 @@ def too_large(name: str, size: int, max_bytes: int) -> EventValidationError:
 
 
 def only_alone(name: str) -> EventValidationError:
-    """Return the error for an event that no batch may hold, and that therefore cannot be tracked."""
-    return EventValidationError(
-        name, "", "must be sent alone, because no batch may hold this event: use client.send(event)"
-    )
+    """Return the error for a call of `send_batch` with an event that no batch may hold."""
+    return EventValidationError(name, "", "must be sent alone, because no batch may hold this event: use track or send")
 
 
 @attrs.frozen
@@ -63,9 +60,7 @@ class EnvelopeReader:
             except EventValidationError as error:
                 results.append(error)
                 continue
-            if found[0] in UNBATCHABLE:
-                results.append(only_alone(found[0]))
-            elif len(found[2]) > max_bytes:
+            if len(found[2]) > max_bytes:
                 results.append(too_large(found[0], len(found[2]), max_bytes + BRACKETS))
             else:
                 results.append(found)
