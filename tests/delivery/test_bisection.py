@@ -217,9 +217,7 @@ def test_a_batch_bad_throughout_is_given_up_early() -> None:
 
 async def test_other_batches_keep_flowing(virtual_clock: CheckedLoop) -> None:
     """If a batch is bisected, other batches are delivered meanwhile, because it has one request in flight at most."""
-    engine = Engine(
-        ScriptedTransport(then=refusing(3)), batching=Batching(max_events=10, max_in_flight=2)
-    )
+    engine = Engine(ScriptedTransport(then=refusing(3)), batching=Batching(max_events=10, max_in_flight=2))
     receipts = await engine.track_all(range(100))
     await receipts[99]
     others = now()

@@ -122,9 +122,7 @@ async def first_success(transport: ScriptedTransport) -> float:
 async def test_memory_stays_bounded(virtual_clock: CheckedLoop) -> None:
     """If the API is down, the buffer stays within its bounds, callers wait, and no event is lost."""
     transport = ScriptedTransport(then=until(100.0, NO_CONNECTION))
-    engine = Engine(
-        transport, batching=Batching(max_events=10, max_in_flight=8), buffer=Buffer(max_events=200)
-    )
+    engine = Engine(transport, batching=Batching(max_events=10, max_in_flight=8), buffer=Buffer(max_events=200))
     tracking = asyncio.create_task(engine.track_all(range(2000)))
     await asyncio.sleep(90.0)
     stats = engine.stats()

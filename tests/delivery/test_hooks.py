@@ -543,9 +543,7 @@ async def test_raising_hook_stops_nothing(virtual_clock: CheckedLoop, caplog: py
     async def hook(_: Sequence[UndeliveredEvent]) -> None:
         raise ZeroDivisionError
 
-    engine = Engine(
-        ScriptedTransport(400, 400, OK, then=NEVER), batching=Batching(max_events=1), on_outcome=hook
-    )
+    engine = Engine(ScriptedTransport(400, 400, OK, then=NEVER), batching=Batching(max_events=1), on_outcome=hook)
     receipts = []
     for number in range(4):
         receipts.append(await engine.track(number))

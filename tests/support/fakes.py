@@ -161,6 +161,8 @@ class ScriptedTransport:
         self.requests: list[Request] = []
         self.recorded: list[tuple[str, int]] = []
         self.in_flight = self.worst_in_flight = self.cancelled = self.closed = 0
+        self.overlaps: list[str] = []
+        self._visitors: list[str] = []
         self.checks: list[Callable[[], None]] = []
         self.renewals: list[tuple[bool, str | None]] = []
         self.renewed = 0
@@ -202,6 +204,9 @@ class ScriptedTransport:
         self.requests.append(request)
         self.in_flight += 1
         self.worst_in_flight = max(self.worst_in_flight, self.in_flight)
+        visitors = {visitor for visitor, _ in request.events}
+        self.overlaps += visitors.intersection(self._visitors)
+        self._visitors += visitors
         step = self._script.pop(0) if self._script else self.then
         if callable(step):
             step = step(request)
@@ -218,9 +223,14 @@ class ScriptedTransport:
             self.cancelled += 1
             if not step.stubborn:
                 raise
+            for visitor in visitors:
+                self._visitors.remove(visitor)
+            visitors.clear()
             await asyncio.sleep(0.01)
         finally:
             self.in_flight -= 1
+            for visitor in visitors:
+                self._visitors.remove(visitor)
         if isinstance(step.reply, BaseException):
             raise step.reply
         return step.reply
@@ -451,6 +461,7 @@ class Engine:
         assert stats.pending <= self._bounds.max_events
         assert stats.pending_bytes <= self._bounds.max_bytes
         assert self.transport.in_flight <= self.batching.max_in_flight
+        assert self.transport.overlaps == [], "two requests with events of one visitor were in flight at once"
 
     async def track(self, number: int, visitor: str | None = None, kind: type[Event] = View) -> Receipt:
         """Track the event with this number."""
@@ -477,6 +488,15 @@ class Engine:
         what = event(number)
         name = what.event_name
         return await self.dispatcher.send(name, CODEC.encode_bare(what), [name], [visitor_of(what)])
+
+    async def send_as(self, number: int, visitor: str, *, alone: bool) -> Delivered:
+        """Send one event of this visitor immediately: to its own endpoint, or in a batch of one event."""
+        what = event(number, visitor)
+        if alone:
+            path, body = what.event_name, CODEC.encode_bare(what)
+        else:
+            path, body = BATCH_PATH, join([CODEC.encode(what)])
+        return await self.dispatcher.send(path, body, [what.event_name], [visitor])
 
     async def send_batch(self, numbers: Sequence[int]) -> Delivered:
         """Send the events with these numbers immediately in one request, without the buffer."""
