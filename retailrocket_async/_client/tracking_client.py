@@ -247,7 +247,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         chosen = preparation.chosen(event)
         if isinstance(chosen, Receipt):
             return chosen
-        receipt = self._intake.accept_nowait(chosen, preparation.queued(chosen))
+        receipt = self._intake.accept_nowait(chosen, preparation.encoded(chosen))
         if self._marking is not None:
             try:  # noqa: SIM105 - `suppress` would cost another call
                 self._marking.note(receipt)
@@ -338,7 +338,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             # Without this call, a caller whose events are all dropped would never let other tasks run.
             await self._intake.let_others_run()
             return chosen
-        receipt = await self._intake.accept(chosen, self._preparation.queued(chosen))
+        receipt = await self._intake.accept(chosen, self._preparation.encoded(chosen))
         if self._marking is not None:
             self._marking.note(receipt)
         return receipt

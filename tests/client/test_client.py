@@ -549,17 +549,6 @@ async def test_ordered_batching_keeps_every_visitors_order_through_failures() ->
     assert all(numbers == sorted(numbers) for numbers in by_visitor.values())
 
 
-async def test_by_session_never_mixes_visitors() -> None:
-    """If `by_session` is set, every request contains the events of one visitor only."""
-    batching = Batching()
-    async with raw_server() as server, _client(server, batching=batching, rate_limit=None) as client:
-        await client.track_many(View(session_external_id=f"v{n % 5}", product_id=n) for n in range(50))
-        await client.flush()
-
-        visitors = [{e["view"]["sessionExternalId"] for e in request.json} for request in server.arrived]
-        assert [1] * 5 == [len(names) for names in visitors]
-
-
 def test_two_runs_of_a_program_need_two_clients() -> None:
     """If a client is used in a second `asyncio.run`, its methods raise an error instead of hanging."""
 

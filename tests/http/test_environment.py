@@ -10,6 +10,7 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import attrs
 import pytest
 import trustme
 from hypothesis import given
@@ -293,8 +294,10 @@ async def test_sending_is_halted_until_it_is_repaired(
         async with client_of(server.url, on_state_change=changes.hook) as client:
             receipts = await client.track_many([EVENT] * 50)
             await changes.halted.wait()
+            # Another visitor's event need not wait for the events in the buffer.
+            stranger = attrs.evolve(EVENT, session_external_id="stranger")
             with pytest.raises(HaltedError, match=variable) as caught:
-                await client.send(EVENT)
+                await client.send(stranger)
             stats = client.stats()
             authority.cert_pem.write_to_path(tmp_path / "later.pem")
             monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "later.pem"))
