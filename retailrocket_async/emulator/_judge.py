@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, cast
 
 import orjson
 
@@ -93,5 +93,5 @@ def readable_events(path: str, body: bytes) -> Events:
     envelopes = data if name == BATCH else [{name: data}]
     if type(envelopes) is not list:
         return []
-    pairs = [pair for envelope in envelopes if type(envelope) is dict for pair in envelope.items()]
-    return [(name, fields) for name, fields in pairs if type(fields) is dict]
+    objects = [cast("dict[str, Any]", item) for item in cast("list[object]", envelopes) if type(item) is dict]
+    return [(name, fields) for item in objects for name, fields in item.items() if type(fields) is dict]
