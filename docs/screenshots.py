@@ -138,6 +138,12 @@ async def main() -> None:
             data=orjson.dumps(WRONG).decode(),
             headers={"Content-Type": "application/json"},
         )
+        for moment in ("2026-01-01T12:00:05+00:00", "2026-01-01T11:59:58+00:00"):
+            await request.post(
+                "/1.0/view",
+                params={**KEYS, "apiKey": emulator.settings.api_key},
+                data={"sessionExternalId": "5f2c9d17a0b84e6c", "productId": 184223, "timestamp": moment},
+            )
         emulator.fail_with("status", status=429, retry_after="2", times=3)
         emulator.fail_with("stall")
         for theme in THEMES:

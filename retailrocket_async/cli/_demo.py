@@ -1,4 +1,4 @@
-"""``demo``: sends the events of a made-up day to an emulator, and checks that each event was recorded once."""
+"""``demo``: sends a made-up day to an emulator, and checks that each event was recorded once and in order."""
 
 import asyncio
 import logging
@@ -17,20 +17,23 @@ from retailrocket_async.cli._terminal import FAILED, Meter, print_err, print_res
 
 EPILOG = """
 The emulator runs on this machine, in a process of its own, as long as the demo: nothing leaves the machine, and you
-need neither a key nor a shop. Batches have 100 events here, so that the request limit is reached; with the client's
-default of 500 the same limit lets five times as many events through.
+need neither a key nor a shop. It answers a batch after 1.5 s, as the API does, so many batches are under way at once.
+The demo checks that no two of them have events of one visitor, and that no visitor's timestamps run backward. Batches
+have 100 events here, so that the request limit is reached; with the client's default of 500 the same limit lets five
+times as many events through.
 
 \b
 [bold]Examples[/bold]
   retailrocket-async demo
   retailrocket-async demo --events 100000 --seed 7
 
-[bold]Exit status[/bold]: 0 every event arrived exactly once and within the limit, 1 there was a difference (printed),
-2 wrong arguments, 130 interrupted by Ctrl-C.
+[bold]Exit status[/bold]: 0 every event arrived exactly once, in order and within the limit, 1 there was a difference
+(printed), 2 wrong arguments, 130 interrupted by Ctrl-C.
 """
 
 _LIMIT = 50
 _PER_REQUEST = 100
+_BATCH_LATENCY = 1.5
 
 
 def demo(
@@ -42,10 +45,10 @@ def demo(
     with reporting_errors(), needing_emulator():
         from retailrocket_async.emulator import Settings, emulator_process  # noqa: PLC0415 - an extra
 
-    with reporting_errors(), emulator_process(Settings(limit=_LIMIT)) as emulator:
+    settings = Settings(limit=_LIMIT, batch_latency=_BATCH_LATENCY)
+    with reporting_errors(), emulator_process(settings) as emulator:
         # The comparison shows all errors. This handler prevents Python from printing the package's log records, too.
         logging.getLogger("retailrocket_async").addHandler(logging.NullHandler())
-        settings = Settings()
         client = AsyncTrackingClient(
             settings.api_key,
             settings.partner_id,
@@ -100,6 +103,7 @@ def _conclude(sent: Sent, recorded: dict[str, Any]) -> int:
         print_err(f"error: {difference}")
     if found:
         return FAILED
+    print_result("No two requests with events of one visitor overlapped, and no visitor's events were out of order.")
     print_result(
         f"All {sent.stats.tracked:,} events were recorded, each exactly once, and no request was over the limit."
     )
@@ -123,7 +127,10 @@ def _report(sent: Sent, recorded: dict[str, Any]) -> None:
             ("bytes", recorded["bytes"]),
             ("seconds", f"{sent.elapsed:.2f}"),
             ("events per second", round(stats.delivered / sent.elapsed)),
+            ("seconds until a batch was answered", _BATCH_LATENCY),
             (f"most requests in any second (limit {_LIMIT})", recorded["worst_window"]),
+            ("overlaps of a visitor's requests", recorded["overlaps"]),
+            ("visitors' timestamps that ran backward", recorded["backward_steps"]),
         ],
     )
 
@@ -142,3 +149,7 @@ def differences(sent: Sent, recorded: dict[str, Any]) -> Iterator[str]:
         yield f"{recorded['refused']:,} requests were refused"
     if recorded["over_limit"] or recorded["worst_window"] > _LIMIT:
         yield f"the limit was broken: {recorded['worst_window']} requests arrived within one second"
+    if recorded["overlaps"]:
+        yield f"{recorded['overlaps']:,} times two requests with events of one visitor were under way at once"
+    if recorded["backward_steps"]:
+        yield f"{recorded['backward_steps']:,} times an event was older than one in an earlier request of its visitor"

@@ -18,10 +18,13 @@ The emulator accepts one key and one shop: those of {API_KEY} and {PARTNER_ID}, 
 everyone knows. It prints lines to paste into another terminal, and the address of a page that shows what arrives, what
 is refused, and why. The same data is at /_control/stats, /_control/events and /_control/refused.
 
+It also finds two requests with events of one visitor that are under way at once, and timestamps of a visitor that run
+backward. The page and /_control/violations list them.
+
 \b
 [bold]Examples[/bold]
   retailrocket-async emulate
-  retailrocket-async emulate --port 9000 --latency 0.1
+  retailrocket-async emulate --port 9000 --batch-latency 1.5 --strict-order
   curl http://127.0.0.1:8080/_control/stats
 
 [bold]Exit status[/bold]: 0 stopped by Ctrl-C or SIGTERM, 2 wrong arguments, or the port is taken.
@@ -36,8 +39,23 @@ def emulate(  # noqa: PLR0913 - one for each option
         int, typer.Option(min=0, help="Requests accepted in any second; others are answered 429. 0 for no limit.")
     ] = 50,
     latency: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="Time between recording a request and answering it.")
+        float, typer.Option(min=0, metavar="SECONDS", help="Time between recording a single event and answering it.")
     ] = 0,
+    batch_latency: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="Time between recording a batch and answering it. The real API takes 1.5 s and more.",
+        ),
+    ] = 0.3,
+    strict_order: Annotated[
+        bool,
+        typer.Option(
+            "--strict-order",
+            help="Answer 409 to a request that violates the order of a visitor's events; record nothing.",
+        ),
+    ] = False,
     allow_custom: Annotated[
         bool, typer.Option("--allow-custom", help="Accept events of unknown names too, with any fields.")
     ] = False,
@@ -63,6 +81,8 @@ def emulate(  # noqa: PLR0913 - one for each option
                 partner_id=partner_id or unset.partner_id,
                 limit=limit or None,
                 latency=latency,
+                batch_latency=batch_latency,
+                strict_order=strict_order,
                 allow_unknown_events=allow_custom,
                 allow_unknown_fields=allow_extra,
             )

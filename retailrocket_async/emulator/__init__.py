@@ -4,7 +4,8 @@ The emulator checks every request by the API's contract and answers as the API d
 The emulator's control side, ``/_control/``, reports which requests and events arrived, which were refused and why. A
 browser that opens the emulator's address shows these requests on a live page. On demand the emulator fails in every
 way in which a network or a server fails. The emulator shares no code with the client, so the emulator refuses a wrong
-request even if the client's code considers the request right.
+request even if the client's code considers the request right. It also finds two requests with events of one visitor
+that are under way at once, and timestamps of a visitor that run backward.
 
 In the current event loop::
 
@@ -32,7 +33,7 @@ with needing("emulator"):
     from ._faults import FaultScript
     from ._ledger import Ledger
     from ._process import EmulatorError, EmulatorProcess, emulator_process
-    from ._records import EventRecord, RequestRecord
+    from ._records import EventRecord, OrderViolation, RequestRecord
     from ._running import RunningEmulator
     from ._server import running_emulator, serve
     from ._settings import Settings
@@ -47,6 +48,7 @@ __all__ = [
     "FaultKind",
     "FaultScript",
     "Ledger",
+    "OrderViolation",
     "RequestRecord",
     "RunningEmulator",
     "Settings",

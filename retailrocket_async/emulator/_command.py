@@ -35,7 +35,10 @@ _READERS: Final[dict[object, Callable[[str], object]]] = {float: float, int: int
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the argument parser, with an option for every setting."""
+    """Return the argument parser, with an option for every setting.
+
+    An option's default is the setting's ``command`` in the metadata, or else the setting's own default.
+    """
     made = argparse.ArgumentParser(
         prog="python -m retailrocket_async.emulator",
         description="A strict stand-in for Retail Rocket's tracking API, for development and tests.",
@@ -50,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
             # The help prints defaults, so the environment's key must not be the default of this option.
             made.add_argument(_option(field.name), default=argparse.SUPPRESS, help=text)
             continue
-        default: object = field.default
+        default: object = field.metadata.get("command", field.default)
         read = _or_none if field.name in _OPTIONAL else _READERS.get(type(default))
         if read is None:
             made.add_argument(_option(field.name), action="store_true", help=field.metadata["help"])

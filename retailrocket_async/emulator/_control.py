@@ -4,15 +4,19 @@
 request                    answer or effect
 =========================  ==================================================================================
 ``GET stats``              the counters: ``requests``, ``in_flight``, ``statuses``, ``events``,
-                           ``total_events``, ``refused``, ``over_limit``, ``worst_window``, ``bytes``
+                           ``total_events``, ``refused``, ``over_limit``, ``worst_window``, ``overlaps``,
+                           ``backward_steps``, ``bytes``
 ``GET events``             accepted events, oldest first: ``seq``, ``request``, ``name``, ``fields``; filtered
                            by the parameters ``name``, ``session``, ``after`` (a ``seq``) and ``limit``
 ``GET requests``           the last requests, at most ``limit``, and never more than 1,000: ``number``,
                            ``time``, ``method``, ``path``, ``query`` (without the key), ``content_type``,
                            ``status``, ``events``, ``bytes``, ``body``, ``reasons``, ``fault``
 ``GET refused``            like ``GET requests``, but refused requests only
+``GET violations``         the last violations of a visitor's order, at most ``limit``, and never more than 1,000:
+                           ``number``, ``kind``, ``visitor``, ``request``, ``time``, ``other``, ``other_time``,
+                           ``timestamp``, ``other_timestamp``; see `OrderViolation`
 ``GET stream``             requests and counters as they change, as server-sent events; see `_stream`
-``POST reset``             forget all requests and events, the window and the faults
+``POST reset``             forget all requests, events and violations, the window and the faults
 ``GET faults``             the pending faults
 ``POST faults``            append the faults of a JSON array, or no fault if one of them is wrong; see `Fault`
 ``DELETE faults``          remove the pending faults
@@ -54,6 +58,7 @@ def control_routes(emulator: Emulator) -> list[Route]:
         ("events", "GET", control.events),
         ("requests", "GET", control.requests),
         ("refused", "GET", control.refused),
+        ("violations", "GET", control.violations),
         ("reset", "POST", control.reset),
         ("faults", "GET", control.faults),
         ("faults", "POST", control.add_faults),
@@ -90,6 +95,9 @@ class _Control:
 
     async def refused(self, request: Request) -> Any:  # noqa: ANN401
         return [record.as_dict() for record in self._emulator.ledger.refused(_whole(request, "limit"))]
+
+    async def violations(self, request: Request) -> Any:  # noqa: ANN401
+        return [violation.as_dict() for violation in self._emulator.order.violations(_whole(request, "limit"))]
 
     async def stream(self, request: Request) -> Response:
         if (reason := refusal(request)) is not None:

@@ -1,4 +1,4 @@
-"""Holds the state of one emulator: settings, window, ledger, feed and faults."""
+"""Holds the state of one emulator: settings, window, ledger, order, feed and faults."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ._faults import FaultScript
 from ._feed import Feed
 from ._ledger import Ledger
+from ._order import VisitorOrder
 from ._window import SlidingWindow
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Emulator:
     Attributes:
         settings: the current settings; `configure` replaces them.
         ledger: records requests and events.
+        order: finds violations of the order of a visitor's events.
         window: counts arrivals in a sliding window, and applies the limit.
         faults: the pending faults, i.e. deliberate failures that are applied to the next requests.
         feed: the latest requests, for the live page.
@@ -36,6 +38,7 @@ class Emulator:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.ledger = Ledger(settings.keep)
+        self.order = VisitorOrder(settings.keep)
         self.window = SlidingWindow(settings.per)
         self._random = Random(settings.seed)  # noqa: S311 - imitates a network, keeps no secret
         self.faults = FaultScript(self._random)
@@ -81,8 +84,8 @@ class Emulator:
         """Change settings at run time. If one of *changes* is wrong, no setting is changed.
 
         Args:
-            changes: any of ``api_key``, ``arrival_jitter``, ``forbidden``, ``latency``, ``limit`` and
-                ``max_body_bytes``.
+            changes: any of ``api_key``, ``arrival_jitter``, ``batch_latency``, ``forbidden``, ``latency``, ``limit``,
+                ``max_body_bytes`` and ``strict_order``.
 
         Raises:
             ValueError: a setting is unknown, may not change at run time, or has a wrong value.
@@ -95,18 +98,21 @@ class Emulator:
             self.feed.add(record)
 
     def reset(self) -> None:
-        """Forget all requests, events and faults; keep the settings."""
+        """Forget all requests, events, violations and faults; keep the settings."""
         self.ledger.clear()
+        self.order.clear()
         self.feed.clear()
         self.window.clear()
         self.faults.clear()
 
     def stats(self) -> dict[str, Any]:
-        """Return `Ledger.stats` with ``over_limit`` (requests refused by the limit) and ``worst_window``.
+        """Return the counters of `Ledger.stats`, of `VisitorOrder.stats` and of the window.
 
-        ``worst_window`` is the most arrivals in any window; see `SlidingWindow.worst`.
+        Those of the window are ``over_limit``, the requests that the limit refused, and ``worst_window``, the most
+        arrivals in any window; see `SlidingWindow.worst`.
         """
-        return self.ledger.stats() | {"over_limit": self.window.over_limit, "worst_window": self.window.worst}
+        window = {"over_limit": self.window.over_limit, "worst_window": self.window.worst}
+        return self.ledger.stats() | self.order.stats() | window
 
     def stop(self) -> None:
         """Stop the emulator: every `pause` returns False from now on."""

@@ -80,12 +80,16 @@ class EmulatorProcess(Address):
         """Return the last refused requests, oldest first: at most *limit*, and never more than 1,000."""
         return self._list("refused", {"limit": limit})
 
+    def violations(self, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return the last violations of a visitor's order, oldest first: at most *limit*, and never more than 1,000."""
+        return self._list("violations", {"limit": limit})
+
     def reset(self) -> None:
-        """Forget all requests, events and faults; keep the settings."""
+        """Forget all requests, events, violations and faults; keep the settings."""
         self._call("POST", "reset")
 
     def restore(self) -> None:
-        """Restore the emulator's first state: forget requests, events and faults, and reset the settings."""
+        """Restore the emulator's first state: forget all that arrived and all faults, and reset the settings."""
         self.configure(**{name: getattr(self.settings, name) for name in CHANGEABLE})
         self.reset()
 
@@ -122,8 +126,8 @@ class EmulatorProcess(Address):
         If one of *changes* is wrong, no setting is changed.
 
         Args:
-            changes: any of ``api_key``, ``arrival_jitter``, ``forbidden``, ``latency``, ``limit`` and
-                ``max_body_bytes``.
+            changes: any of ``api_key``, ``arrival_jitter``, ``batch_latency``, ``forbidden``, ``latency``, ``limit``,
+                ``max_body_bytes`` and ``strict_order``.
 
         Raises:
             EmulatorError: a setting is unknown, may not change at run time, or has a wrong value.

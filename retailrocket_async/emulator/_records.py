@@ -1,10 +1,12 @@
-"""The records that the ledger stores: `EventRecord` for an accepted event, `RequestRecord` for a request."""
+"""The records of an emulator: of an accepted event, of a request, and of a violation of a visitor's order."""
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import attrs
 
-__all__ = ["EventRecord", "RequestRecord"]
+__all__ = ["EventRecord", "OrderViolation", "RequestRecord", "ViolationKind"]
+
+ViolationKind: TypeAlias = Literal["overlap", "backward"]
 
 
 @attrs.frozen
@@ -76,3 +78,40 @@ class RequestRecord:
             "reasons": self.reasons,
             "fault": self.fault,
         }
+
+
+@attrs.frozen
+class OrderViolation:
+    """A request that violates the order of one visitor's events.
+
+    Kind ``overlap``: another request with events of the visitor was under way. The contract asks that the second
+    request is sent only after the first was answered. A request whose connection broke is no longer under way.
+
+    Kind ``backward``: the request has an event that is older than an event of the visitor in an earlier request. Either
+    the client sent the events in another order than they were tracked, or the shop gave them such timestamps.
+
+    Attributes:
+        number: the violation's number, from 1.
+        kind: ``"overlap"`` or ``"backward"``.
+        visitor: the `sessionExternalId`.
+        request: the number of the request that violates the order.
+        time: when this request arrived, in seconds since 1970.
+        other: the number of the request under way, or of the request with the later timestamp.
+        other_time: when the other request arrived, in seconds since 1970.
+        timestamp: for ``backward``, the visitor's earliest timestamp in the request, in seconds since 1970; else None.
+        other_timestamp: for ``backward``, the visitor's latest timestamp in the other request; else None.
+    """
+
+    number: int
+    kind: ViolationKind
+    visitor: str
+    request: int
+    time: float
+    other: int
+    other_time: float
+    timestamp: float | None = None
+    other_timestamp: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as JSON-ready data."""
+        return attrs.asdict(self)

@@ -9,7 +9,7 @@ from ._emulator import Emulator
 from ._fault import Fault, FaultKind
 from ._faults import FaultScript
 from ._ledger import Ledger
-from ._records import EventRecord, RequestRecord
+from ._records import EventRecord, OrderViolation, RequestRecord
 from ._settings import Settings
 from ._window import SlidingWindow
 
@@ -66,7 +66,7 @@ class RunningEmulator(Address):
         self.emulator.configure(**changes)
 
     def reset(self) -> None:
-        """Forget all requests, events and faults; keep the settings."""
+        """Forget all requests, events, violations and faults; keep the settings."""
         self.emulator.reset()
 
     def stats(self) -> dict[str, Any]:
@@ -86,3 +86,7 @@ class RunningEmulator(Address):
     def refused(self, limit: int | None = None) -> list[RequestRecord]:
         """Return the last refused requests, oldest first: at most *limit*, and never more than 1,000."""
         return self.ledger.refused(limit)
+
+    def violations(self, limit: int | None = None) -> list[OrderViolation]:
+        """Return the last violations of a visitor's order, oldest first: at most *limit*, and never more than 1,000."""
+        return self.emulator.order.violations(limit)

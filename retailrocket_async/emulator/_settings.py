@@ -10,7 +10,7 @@ import attrs
 __all__ = ["CHANGEABLE", "Settings"]
 
 CHANGEABLE: Final = frozenset(
-    {"api_key", "arrival_jitter", "forbidden", "latency", "limit", "max_body_bytes"},
+    {"api_key", "arrival_jitter", "batch_latency", "forbidden", "latency", "limit", "max_body_bytes", "strict_order"},
 )
 """The names of the settings that may change while the emulator runs."""
 
@@ -49,8 +49,8 @@ def _span(_: "Settings", attribute: "attrs.Attribute[float]", value: float) -> N
         raise ValueError(f"{attribute.name} must be above 0 seconds")
 
 
-def _field(default: Any, check: Callable[..., None], text: str) -> Any:  # noqa: ANN401 - as attrs.field itself
-    return attrs.field(default=default, validator=check, metadata={"help": text})
+def _field(default: Any, check: Callable[..., None], text: str, **more: object) -> Any:  # noqa: ANN401 - as attrs.field
+    return attrs.field(default=default, validator=check, metadata={"help": text, **more})
 
 
 @attrs.frozen(kw_only=True)
@@ -64,7 +64,11 @@ class Settings:
         partner_id: the only `partnerId` that is accepted; default ``"dev-partner"``.
         limit: the most requests that are admitted in any window of *per* seconds, default 50; None for no limit.
         per: the length of the window in seconds, default 1.0.
-        latency: seconds between recording and answering a request, default 0.0.
+        latency: seconds between recording and answering a request that is not a batch, default 0.0. The wait ends early
+            if the client disconnects; the request then gets no answer.
+        batch_latency: the same for a batch, default 0.0. The real API takes 1.5 seconds and more, because it confirms
+            that events and order are saved. The default is 0.0 because a test suite waits for hundreds of batches;
+            the command line's default is 0.3, so that a developer sees that an answer takes time.
         arrival_jitter: each request is delayed by a random 0 to *arrival_jitter* seconds before the request is counted,
             as a network would delay the request; default 0.0.
         seed: the seed of the random numbers for these delays and for the faults; None (default) for a random seed.
@@ -72,7 +76,10 @@ class Settings:
         allow_unknown_events: accept events of any name, with any fields; default False.
         allow_unknown_fields: accept undocumented fields of documented events; default False.
         forbidden: answer 403 to every request with the right key; default False.
-        keep: how many accepted events are stored in memory, default 200,000; the oldest are dropped first.
+        strict_order: answer 409 to a request that violates the order of a visitor's events, and do not record the
+            request's events; default False, such a request is only counted and listed. See `OrderViolation`.
+        keep: how many accepted events are stored in memory, and of how many visitors the latest times are; default
+            200,000. The oldest are dropped first.
 
     Raises:
         ValueError: a value is of the wrong type or out of range.
@@ -84,14 +91,21 @@ class Settings:
     partner_id: str = _field("dev-partner", _text, "the partnerId that is accepted")
     limit: int | None = _field(50, _whole(1, optional=True), "requests admitted per window, or 'none'")
     per: float = _field(1.0, _span, "length of the window in seconds")
-    latency: float = _field(0.0, _seconds, "seconds between recording a request and answering it")
+    latency: float = _field(0.0, _seconds, "seconds between recording a single event and answering the request")
+    batch_latency: float = _field(
+        0.0,
+        _seconds,
+        "seconds between recording a batch and answering it; the real API takes 1.5 seconds and more",
+        command=0.3,
+    )
     arrival_jitter: float = _field(0.0, _seconds, "each request is delayed by a random 0 to this many seconds")
     seed: int | None = _field(None, _whole(None, optional=True), "seed of the randomness, or 'none'")
     max_body_bytes: int = _field(8 * 1024 * 1024, _whole(1), "a longer body is refused with 413")
     allow_unknown_events: bool = _field(default=False, check=_flag, text="accept events of any name")
     allow_unknown_fields: bool = _field(default=False, check=_flag, text="accept undocumented fields of events")
     forbidden: bool = _field(default=False, check=_flag, text="answer 403 to every request")
-    keep: int = _field(200_000, _whole(1), "accepted events kept in memory")
+    strict_order: bool = _field(default=False, check=_flag, text="answer 409 to a request that violates the order")
+    keep: int = _field(200_000, _whole(1), "accepted events, and visitors, kept in memory")
 
     def changed(self, /, **changes: object) -> "Settings":
         """Return a copy with *changes*; the names of all changed settings must be in `CHANGEABLE`.

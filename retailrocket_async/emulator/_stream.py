@@ -12,6 +12,8 @@ key              value
                  was too slow or connected too late
 ``rates``        for each second of the last minute: the second (since 1970), the number of arrivals, and the
                  number of arrivals over the limit
+``violations``   new violations of a visitor's order, as in ``GET violations``; a reader that reconnects gets all
+                 that are listed again, with their numbers
 ``stats``        the counters
 ``reset``        true: the reader must forget everything from earlier messages
 ``faults``       the pending faults
@@ -43,6 +45,7 @@ __all__ = ["stream"]
 # two or three milliseconds.
 _BODY: Final = 512 * 1024
 _REQUESTS: Final = 200
+_VIOLATIONS: Final = 200
 _RETRY: Final = b"retry: 1000\n\n"
 _ALIVE: Final = b": still here\n\n"
 
@@ -85,6 +88,7 @@ class _Watch:
         self._is_foreign_id = last_id is not None and place is None
         self._settings: Settings | None = None
         self._faults: list[Fault] | None = None
+        self._violation = 0
 
     def message(self) -> bytes | None:
         """Return a message with all changes since the last message, or None if nothing has changed."""
@@ -98,6 +102,10 @@ class _Watch:
             update["faults"] = [fault.as_dict() for fault in faults]
         if self._is_foreign_id or self._place < emulator.feed.cleared:
             update["reset"] = True
+            self._violation = 0
+        if found := emulator.order.after(self._violation)[:_VIOLATIONS]:
+            self._violation = found[-1].number
+            update["violations"] = [violation.as_dict() for violation in found]
         if update or self._place < emulator.feed.last:
             update |= self._requests()
         if not update:

@@ -16,15 +16,26 @@ from tests.support.command import on_a_terminal, posix, run_command
 
 
 def test_demo() -> None:
-    """If the demo runs, it reports that every event was recorded once, within the limit."""
+    """If the demo runs, it reports that every event was recorded once, in order, within the limit, at 1.5 s a batch."""
     result = run_command("demo", "--events", "1200")
 
     assert result.exit_code == 0, result.stderr
-    message = "All 1,200 events were recorded, each exactly once, and no request was over the limit."
-    assert message == result.stdout.splitlines()[-1]
+    assert [
+        "No two requests with events of one visitor overlapped, and no visitor's events were out of order.",
+        "All 1,200 events were recorded, each exactly once, and no request was over the limit.",
+    ] == result.stdout.splitlines()[-2:]
     assert re.search(r"all +1,200 +1,200\n", result.stdout)
+    assert re.search(r"overlaps of a visitor's requests +0\n", result.stdout)
+    assert re.search(r"seconds until a batch was answered +1\.5\n", result.stdout)
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the demo's emulator answer batches at once."""
+    monkeypatch.setattr(_demo, "_BATCH_LATENCY", 0.0)
+
+
+@pytest.mark.usefixtures("quick")
 def test_smallest_day() -> None:
     """If the day has a single event, the demo works."""
     assert run_command("demo", "--events", "1").exit_code == 0
@@ -39,7 +50,7 @@ def sent(**names: int) -> Any:
 def recorded(**changes: object) -> dict[str, object]:
     """Return the counters of an emulator that recorded three events in two requests, with these changes."""
     said = {"events": {"view": 2, "search": 1}, "requests": 2, "refused": 0, "over_limit": 0, "worst_window": 50}
-    return {**said, **changes}
+    return {**said, "overlaps": 0, "backward_steps": 0, **changes}
 
 
 @pytest.mark.parametrize(
@@ -52,6 +63,8 @@ def recorded(**changes: object) -> dict[str, object]:
         ({"refused": 1}, ["1 requests were refused"]),
         ({"worst_window": 51}, ["the limit was broken: 51 requests arrived within one second"]),
         ({"over_limit": 1}, ["the limit was broken: 50 requests arrived within one second"]),
+        ({"overlaps": 2}, ["2 times two requests with events of one visitor were under way at once"]),
+        ({"backward_steps": 3}, ["3 times an event was older than one in an earlier request of its visitor"]),
     ],
 )
 def test_differences_are_reported(changes: dict[str, object], message: list[str]) -> None:
@@ -66,13 +79,14 @@ def test_undelivered_events_are_reported() -> None:
     assert ["3 events were sent and 2 are said to be delivered"] == list(_demo.differences(missing, recorded()))
 
 
+@pytest.mark.usefixtures("quick")
 def test_difference_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """If recorded events differ from those that were sent, the demo prints the difference and exits with 1."""
     monkeypatch.setattr(_demo, "differences", lambda *_: iter(["1 view went missing"]))
     result = run_command("demo", "--events", "20")
 
     assert (1, "error: 1 view went missing\n") == (result.exit_code, result.stderr)
-    assert "exactly once" not in result.stdout
+    assert not re.search("exactly once|No two requests", result.stdout)
 
 
 def test_day_has_all_events() -> None:

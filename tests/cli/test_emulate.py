@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import signal
 import socket
+from inspect import signature
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
+from retailrocket_async.cli._emulate import emulate
+from retailrocket_async.emulator._command import parser
 from tests.support.command import FULL, GONE, MAIN, NO_SPACE, PLAIN, UNSET, posix, run_command, started
 
 if TYPE_CHECKING:
@@ -48,7 +52,7 @@ def test_printed_lines_are_all_that_is_needed(number: signal.Signals) -> None:
 def test_key_of_the_environment() -> None:
     """If the environment has a key, the emulator accepts this key and does not print it."""
     own = {"RETAILROCKET_API_KEY": "s3cret", "RETAILROCKET_PARTNER_ID": "my-shop"}
-    with started("emulate", "--port", "0", env=own) as process:
+    with started("emulate", "--port", "0", "--batch-latency", "0", env=own) as process:
         lines = announced(process)
         env = {**PLAIN, **pasted(lines)}
         right, wrong = (
@@ -64,15 +68,31 @@ def test_key_of_the_environment() -> None:
 
 @posix
 def test_options_reach_the_emulator() -> None:
-    """The options `--latency` and `--allow-custom` of the command change the emulator's behaviour."""
-    line = b'{"wishlist": {"sessionExternalId": "a"}}\n'
-    with started("emulate", "--port", "0", "--limit", "0", "--latency", "0.2", "--allow-custom") as process:
+    """If latencies, unknown events or a strict order are set by options, the emulator uses them."""
+    options = ("--limit", "0", "--latency", "0.25", "--batch-latency", "600", "--allow-custom", "--strict-order")
+    with started("emulate", "--port", "0", *options) as process:
         env = {**PLAIN, **pasted(announced(process))}
         slow = run_command("check", "--timeout", "0.1", env=env)
-        sent = run_command("send", "-", "--allow-custom", env=env, stdin=line)
+        root = env["RETAILROCKET_BASE_URL"].removesuffix("1.0/")
+        settings = httpx.patch(f"{root}_control/settings", json={}, trust_env=False).json()
 
-    assert (1, 0) == (slow.exit_code, sent.exit_code)
+    assert 1 == slow.exit_code
     assert "no answer" in slow.stderr
+    assert {
+        "limit": None,
+        "latency": 0.25,
+        "batch_latency": 600,
+        "allow_unknown_events": True,
+        "strict_order": True,
+    }.items() <= settings.items()
+
+
+def test_latency_of_a_batch() -> None:
+    """If nothing is set, both commands take 0.3 s for a batch, and the help names the 1.5 s of the real API."""
+    shown = " ".join(run_command("emulate", "--help").stdout.split())
+
+    assert "The real API takes 1.5 s and more" in shown
+    assert parser().parse_args([]).batch_latency == signature(emulate).parameters["batch_latency"].default == 0.3
 
 
 def test_port_that_is_taken() -> None:
@@ -99,7 +119,7 @@ def test_wrong_setting() -> None:
 @pytest.mark.parametrize(("output", "complaint"), [(GONE, ""), (FULL, NO_SPACE)])
 def test_output_that_takes_nothing(output: str, complaint: str) -> None:
     """If standard output cannot be written, the emulator prints its address on standard error and still serves."""
-    with started("emulate", "--port", "0", code=f"{output}; {MAIN}") as process:
+    with started("emulate", "--port", "0", "--batch-latency", "0", code=f"{output}; {MAIN}") as process:
         assert process.stderr is not None
         begin = b"".join(process.stderr.readline() for _ in range(1 + bool(complaint))).decode()
         url = begin.removeprefix(f"{complaint}Emulator of the tracking API at ").removesuffix(", until Ctrl-C.\n")

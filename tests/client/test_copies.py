@@ -20,7 +20,15 @@ import retailrocket_async as rr
 from retailrocket_async import AsyncTrackingClient, UncopyableError
 from retailrocket_async._errors import REDACTED, error_for
 from retailrocket_async.asgi import RetailRocket
-from retailrocket_async.emulator import EmulatorProcess, EventRecord, Fault, RequestRecord, RunningEmulator, Settings
+from retailrocket_async.emulator import (
+    EmulatorProcess,
+    EventRecord,
+    Fault,
+    OrderViolation,
+    RequestRecord,
+    RunningEmulator,
+    Settings,
+)
 from retailrocket_async.otel import OpenTelemetryObserver
 from retailrocket_async.redis import RedisLimiter, RedisUnreachableError
 from retailrocket_async.relay import (
@@ -120,6 +128,7 @@ RECORDS: dict[str, Callable[[], Any]] = {
     "EmulatorProcess": lambda: EmulatorProcess("http://127.0.0.1:1", 1),
     "EventRecord": lambda: _filled(EventRecord),
     "Fault": lambda: Fault(kind="status", status=503),
+    "OrderViolation": lambda: _filled(OrderViolation),
     "RequestRecord": lambda: _filled(RequestRecord),
     "Settings": lambda: Settings(limit=3),
     "DeadLetter": lambda: _filled(DeadLetter),

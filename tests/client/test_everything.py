@@ -237,8 +237,6 @@ BATCHINGS = st.builds(
     max_bytes=st.sampled_from([4096, 1024]),
     max_in_flight=st.integers(1, 4),
     linger=st.sampled_from([0.1, 0.0]),
-    ordered=st.booleans(),
-    by_session=st.booleans(),
 )
 BUFFERS = st.builds(
     Buffer,
@@ -510,12 +508,11 @@ class Story:
                 assert number % 16 in self.server.nature.culprits or not self.retry.is_throttled, facts
             if self.kinds[number].wire_name in self.retry.once_names and number in self.receipts:
                 assert times <= 1, facts
-        if self.batching.ordered or self.batching.by_session:
-            orders: dict[str, list[int]] = defaultdict(list)
-            for visitor, number in self.server.recorded:
-                if number in self.receipts and number not in orders[visitor]:
-                    orders[visitor].append(number)
-            assert all(order == sorted(order) for order in orders.values()), orders
+        orders: dict[str, list[int]] = defaultdict(list)
+        for visitor, number in self.server.recorded:
+            if number in self.receipts and number not in orders[visitor]:
+                orders[visitor].append(number)
+        assert all(order == sorted(order) for order in orders.values()), orders
 
 
 @settings(max_examples=most(150), deadline=None, suppress_health_check=list(HealthCheck))

@@ -55,6 +55,8 @@ async def test_stats_count_everything(client: httpx.AsyncClient) -> None:
         "bytes": sum(request["bytes"] for request in sent),
         "over_limit": 1,
         "worst_window": 3,
+        "overlaps": 0,
+        "backward_steps": 0,
     } == (await client.get("_control/stats")).json()
 
 

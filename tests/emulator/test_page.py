@@ -7,9 +7,10 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import pytest
@@ -223,6 +224,40 @@ def test_every_fault_is_one(page: Page, emulator: EmulatorProcess) -> None:
     kinds = {fault["kind"] for fault in emulator.faults()}
 
     assert {"status", "latency", "stall", "reset_before", "reset_after", "close_before", "truncate", "garbage"} == kinds
+
+
+def test_the_order_of_a_visitors_events(page: Page, emulator: EmulatorProcess) -> None:
+    """If requests violate the order, the page counts and lists them, with both requests and the journey."""
+    noon, before = "2026-01-01T12:00:00.000Z", "2026-01-01T11:59:55.000Z"
+    post(emulator, {"view": {**VIEW, "timestamp": noon}})
+    post(emulator, {"view": {**VIEW, "timestamp": before}}, {"search": SEARCH})
+    page.click("[data-view=order]")
+    rows(page, "#2 has an event 5.0 s older than one of #1")
+    emulator.fail_with("stall")
+    at, body = urlsplit(emulator.root), json.dumps([{"view": VIEW}])
+    with socket.create_connection((at.hostname or "", at.port or 0)) as stalled:
+        head = f"POST /1.0/visitorEvents?{urlencode(KEYS)} HTTP/1.1\r\nHost: e\r\nContent-Length: {len(body)}\r\n\r\n"
+        stalled.sendall((head + body).encode())
+        while emulator.faults():
+            page.wait_for_timeout(10)
+        post(emulator, {"addToBasket": BASKET})
+        rows(page, "#4 arrived while #3 was under way", "#2 has")
+    has(page, "#count-order", "2")
+    page.fill("#visitor", "boris")
+    rows(page)
+    page.fill("#visitor", "anna")
+    page.locator(".row[aria-posinset='1']").click()
+    has(page, "#detail", re.compile("overlap.*Request #4 arrived while #3"))
+    page.locator("#detail").get_by_role("button", name="request #4").click()
+    has(page, "#detail", "addToBasket")
+    page.locator(".row[aria-posinset='2']").click()
+    has(page, "#detail", re.compile(f"{before}.*{noon}"))
+    page.locator(".row[aria-posinset='2'] .who").click()
+    has(page, ".journey", "addToBasket")
+    page.click("#clear")
+    emulator.reset()
+    rows(page)
+    has(page, "#count-order", "0")
 
 
 def test_reset(page: Page, emulator: EmulatorProcess) -> None:

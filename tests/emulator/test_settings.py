@@ -17,11 +17,13 @@ ODD = Settings(
     limit=None,
     per=0.25,
     latency=1e-05,
+    batch_latency=2.5,
     arrival_jitter=2,
     seed=-3,
     max_body_bytes=1,
     allow_unknown_events=True,
     forbidden=True,
+    strict_order=True,
     keep=7,
 )
 
@@ -31,6 +33,13 @@ def test_defaults_are_those_of_the_contract() -> None:
     settings = Settings()
 
     assert (50, 1.0, 8_388_608, 200_000) == (settings.limit, settings.per, settings.max_body_bytes, settings.keep)
+
+
+def test_a_test_does_not_wait_for_batches() -> None:
+    """If a program makes settings, batches are answered at once; an emulator of the command line takes 0.3 s."""
+    by_hand = settings_of(parser().parse_args([]))
+
+    assert (0.0, 0.3) == (Settings().batch_latency, by_hand.batch_latency)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +58,9 @@ def test_defaults_are_those_of_the_contract() -> None:
         ("latency", float("nan")),
         ("latency", float("inf")),
         ("latency", True),
+        ("batch_latency", -1),
+        ("batch_latency", "1"),
+        ("strict_order", 1),
         ("arrival_jitter", None),
         ("seed", 1.5),
         ("max_body_bytes", 0),
@@ -100,10 +112,10 @@ def test_arguments_carry_every_setting(settings: Settings) -> None:
 
 
 def test_no_arguments_are_the_defaults() -> None:
-    """If the command gets no arguments, it uses the default settings and listens on loopback only."""
+    """If there are no arguments, the settings are the defaults of the command, on loopback only."""
     parsed = parser().parse_args([])
 
-    assert (Settings(), "127.0.0.1", 0) == (settings_of(parsed), parsed.host, parsed.port)
+    assert (Settings(batch_latency=0.3), "127.0.0.1", 0) == (settings_of(parsed), parsed.host, parsed.port)
 
 
 @pytest.mark.parametrize("argument", ["--limit=0", "--limit=many", "--per=0", "--nonsense", "--port=x"])

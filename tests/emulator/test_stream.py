@@ -96,6 +96,32 @@ def watching(emulator: RunningEmulator, last_id: str | None = None) -> AsyncIter
     return stream(emulator.emulator, last_id, interval=0.001)
 
 
+async def test_violations_are_told_as_they_are_found(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
+    """If requests violate the order, the stream sends each violation once; a reader that reconnects gets all again."""
+    moments = [f"2026-01-01T12:00:{second:02}Z" for second in (9, 8, 7)]
+    async with client.stream("GET", "/_control/stream") as response:
+        blocks = blocks_of(response)
+        first = await next_of(blocks)
+        sent: list[int] = []
+        for moment in moments:
+            await client.post("/1.0/view", params=KEYS, json=VIEW | {"timestamp": moment})
+            message = await next_of(blocks)
+            sent += [violation["number"] for violation in message.data.get("violations", [])]
+    async with client.stream("GET", "/_control/stream", headers={"Last-Event-ID": message.id}) as response:
+        blocks = blocks_of(response)
+        again = await next_of(blocks)
+        emulator.reset()
+        after = await next_of(blocks)
+
+    listed = [violation.as_dict() for violation in emulator.violations()]
+    assert (False, [1, 2], []) == ("violations" in first.data, sent, listed)
+    assert [("backward", 2, 1), ("backward", 3, 1)] == [
+        (one["kind"], one["request"], one["other"]) for one in again.data["violations"]
+    ]
+    assert (True, False) == (after.data["reset"], "violations" in after.data)
+    assert 2 == message.data["stats"]["backward_steps"]
+
+
 async def test_requests_are_told_as_they_end(emulator: RunningEmulator, client: httpx.AsyncClient) -> None:
     """The stream sends the emulator's state, then each request that ends, with body and reasons, but never the key."""
     async with client.stream("GET", "/_control/stream") as response:

@@ -225,7 +225,7 @@ def serve(data: bytes) -> None:
 async def _exchange(app: Any, request: dict[str, Any], body: bytes) -> None:
     status, _ = await _answer(app, request, body)
     assert 200 <= status < 500, f"it answers {status}"
-    for name in ("stats", "events", "requests", "refused", "faults"):
+    for name in ("stats", "events", "requests", "refused", "violations", "faults"):
         asked = {"method": "GET", "path": f"/_control/{name}", "query_string": b"", "headers": []}
         status, told = await _answer(app, asked, b"")
         assert status == 200

@@ -415,7 +415,7 @@ async def relay_through(server: RedisServer, disturb: Any, *, lease: float = 2.0
         [View(session_external_id=f"v{number % 50}", product_id=number) for number in range(2000)],
     )
     await publisher.aclose()
-    async with running_emulator(Settings(limit=None, latency=0.01)) as emulator:
+    async with running_emulator(Settings(limit=None, batch_latency=0.01)) as emulator:
         relay = relay_of(server, emulator, "relay-1", lease)
         running = asyncio.create_task(relay.run())
 

@@ -113,7 +113,7 @@ async def test_a_clock_that_was_set_back_keeps_nothing_for_longer(tmp_path: Path
 
 async def test_a_visitors_events_stay_in_order(tmp_path: Path) -> None:
     """If batching is ordered, each visitor's events are recorded in the order of their calls, even if requests fail."""
-    async with running_emulator(EmulatorSettings(limit=None, latency=0.002)) as emulator:
+    async with running_emulator(EmulatorSettings(limit=None, batch_latency=0.002)) as emulator:
         emulator.fail_with("status", status=503, times=4)
         batching = Batching(max_events=7, linger=0.0)
         async with client_of(tmp_path, emulator.url, batching=batching) as client:

@@ -8,10 +8,12 @@ import { byId, el } from "./elements.js";
 import { clock, plural, size, textOf } from "./format.js";
 import { onFrame, touch } from "./frame.js";
 import { heading } from "./heading.js";
+import { visitorButton } from "./visitor.js";
 import { journeyParts } from "./journey.js";
 import { statusBadge } from "./rows.js";
 import { select, showJourney } from "./selection.js";
 import { state } from "./state.js";
+import { violationParts } from "./violation.js";
 
 export const detail = byId("detail");
 
@@ -40,7 +42,10 @@ const buttons = () => [...detail.querySelectorAll("button")];
 
 function parts() {
   if (state.journey !== null) return journeyParts(state.journey);
-  if (state.selected) return state.selected.isRequest ? requestParts(state.selected) : eventParts(state.selected);
+  const item = state.selected;
+  if (item?.is === "request") return requestParts(item);
+  if (item?.is === "event") return eventParts(item);
+  if (item) return violationParts(item);
   return [el("p", { class: "hint" }, "Choose an event or a request to see all of it. A click on a visitor shows the journey.")];
 }
 
@@ -60,11 +65,6 @@ function eventParts(event) {
       statusBadge(request), el("span", { class: "faint" }, ` at ${clock(request.time)}`)),
     ...commandParts(request),
   ];
-}
-
-/** @param {string} visitor */
-function visitorButton(visitor) {
-  return el("button", { type: "button", class: "link", title: "Show the journey", click: () => showJourney(visitor) }, visitor);
 }
 
 /** @param {RequestItem} request */

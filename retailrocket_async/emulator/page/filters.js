@@ -34,11 +34,19 @@ export function matcher() {
   const name = type.value;
   const who = visitor.value.trim();
   return (/** @type {Item} */ item) => {
-    if (name && !(item.isRequest ? item.types.has(name) : item.name === name)) return false;
-    if (who && !(item.isRequest ? item.body : item.visitor).includes(who)) return false;
+    if (name && !hasType(item, name)) return false;
+    if (who && !(item.is === "request" ? item.body : item.visitor).includes(who)) return false;
     return !text || searchText(item).includes(text);
   };
 }
+
+/**
+ * Return whether an item is an event of this type, or a request with one. A violation has no type.
+ *
+ * @param {Item} item
+ * @param {string} name
+ */
+const hasType = (item, name) => (item.is === "request" ? item.types.has(name) : item.is === "event" && item.name === name);
 
 /** Return whether any filter is set. */
 export const isFiltered = () => fields.some((field) => field.value.trim() !== "");

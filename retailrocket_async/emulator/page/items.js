@@ -1,4 +1,4 @@
-// The items of the list: requests, and the events of these requests.
+// The items of the list: requests, the events of these requests, and violations of the order of a visitor's events.
 
 import { textOf } from "./format.js";
 
@@ -24,7 +24,7 @@ import { textOf } from "./format.js";
 /**
  * A request. `types` are the types of its events. `text` is the text that is searched, made by the first search.
  *
- * @typedef {RequestRecord & { id: number, isRequest: true, accepted: boolean, types: Set<string>, text?: string }} RequestItem
+ * @typedef {RequestRecord & { id: number, is: "request", accepted: boolean, types: Set<string>, text?: string }} RequestItem
  */
 
 /**
@@ -32,7 +32,7 @@ import { textOf } from "./format.js";
  *
  * @typedef {object} EventItem
  * @property {number} id
- * @property {false} isRequest
+ * @property {"event"} is
  * @property {RequestItem} request
  * @property {string} name
  * @property {Record<string, unknown>} fields
@@ -41,7 +41,24 @@ import { textOf } from "./format.js";
  * @property {string} [text] the text that is searched, made by the first search
  */
 
-/** @typedef {RequestItem | EventItem} Item */
+/**
+ * A violation as the stream sends it. The docstring of `OrderViolation` in `_records.py` describes each field.
+ *
+ * @typedef {object} ViolationRecord
+ * @property {number} number
+ * @property {"overlap" | "backward"} kind
+ * @property {string} visitor
+ * @property {number} request
+ * @property {number} time
+ * @property {number} other
+ * @property {number} other_time
+ * @property {number | null} timestamp
+ * @property {number | null} other_timestamp
+ */
+
+/** @typedef {ViolationRecord & { id: number, is: "violation", text?: string }} ViolationItem */
+
+/** @typedef {RequestItem | EventItem | ViolationItem} Item */
 
 /** The part of a path before the event type. */
 export const PREFIX = "/1.0/";
@@ -101,14 +118,22 @@ export function itemsOf(record) {
   const accepted = record.events > 0;
   const pairs = pairsOf(record);
   /** @type {RequestItem} */
-  const request = { ...record, id: (lastId += 1), isRequest: true, accepted, types: new Set(pairs.map(([name]) => name)) };
+  const request = { ...record, id: (lastId += 1), is: "request", accepted, types: new Set(pairs.map(([name]) => name)) };
   const events = pairs.map(([name, data]) => {
     const fields = isObject(data) ? data : {};
     const visitor = typeof fields.sessionExternalId === "string" ? fields.sessionExternalId : "";
-    return { id: (lastId += 1), isRequest: /** @type {const} */ (false), request, name, fields, visitor, accepted };
+    return { id: (lastId += 1), is: /** @type {const} */ ("event"), request, name, fields, visitor, accepted };
   });
   return { request, events };
 }
+
+/**
+ * Make the item of a violation.
+ *
+ * @param {ViolationRecord} record
+ * @returns {ViolationItem}
+ */
+export const violationItemOf = (record) => ({ ...record, id: (lastId += 1), is: "violation" });
 
 /**
  * Return the text of an item that is searched, in lower case.
@@ -116,9 +141,13 @@ export function itemsOf(record) {
  * @param {Item} item
  */
 export function searchText(item) {
-  item.text ??= (item.isRequest
-    ? `#${item.number} ${item.status} ${item.path} ${item.fault ?? ""} ${item.reasons.join(" ")} ${item.body}`
-    : `${item.name} ${textOf(item.fields)}`
-  ).toLowerCase();
+  item.text ??= rawText(item).toLowerCase();
   return item.text;
+}
+
+/** @param {Item} item */
+function rawText(item) {
+  if (item.is === "event") return `${item.name} ${textOf(item.fields)}`;
+  if (item.is === "violation") return `${item.kind} ${item.visitor} #${item.request} #${item.other}`;
+  return `#${item.number} ${item.status} ${item.path} ${item.fault ?? ""} ${item.reasons.join(" ")} ${item.body}`;
 }

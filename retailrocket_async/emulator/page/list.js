@@ -1,4 +1,4 @@
-// The list of events or requests. Only the visible rows, and a few above and below them, are in the document.
+// The list of events, requests or violations. Only the visible rows, and a few above and below them, are in the document.
 
 /** @import { Item } from "./items.js" */
 /** @import { View } from "./state.js" */
@@ -14,13 +14,14 @@ const OVERSCAN = 8; // rows above and below the visible rows
 const HELD_BELOW = 4; // if the list is scrolled by more pixels, it is held: see `hold`
 
 /** @type {Record<View, string>} */
-const NAMES = { events: "Events", refused: "Refused requests", requests: "Requests" };
+const NAMES = { events: "Events", refused: "Refused requests", requests: "Requests", order: "Violations of the order" };
 
 /** @type {Record<View, () => Item[]>} */
 const ITEMS = {
   events: () => state.events.filter((event) => event.accepted),
   refused: () => state.requests.filter((request) => request.reasons.length),
   requests: () => state.requests,
+  order: () => state.violations,
 };
 
 const VIEWS = /** @type {View[]} */ (Object.keys(ITEMS));
@@ -116,8 +117,9 @@ function choose() {
   offerTypes();
   const filtered = isFiltered();
   byId("clear").hidden = !filtered;
-  byId("empty").hidden = state.requests.length > 0;
-  byId("nothing").hidden = state.requests.length === 0 || state.shown.length > 0;
+  const isEmpty = state.requests.length === 0 && state.violations.length === 0;
+  byId("empty").hidden = !isEmpty;
+  byId("nothing").hidden = isEmpty || state.shown.length > 0;
   setText(byId("nothing-text"), filtered ? "Nothing here matches. " : "Nothing here yet.");
   byId("nothing-clear").hidden = !filtered;
   byId("newest").hidden = state.fresh === 0;

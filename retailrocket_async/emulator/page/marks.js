@@ -54,7 +54,7 @@ function locate(root, reason) {
       rest = rest.slice(index[0].length);
     } else if (rest.startsWith(".") && "entries" in node) {
       entry = named(node, rest.slice(1));
-      if (!entry) return { way, node, entry, absent: rest.slice(1) };
+      if (!entry) return rest.endsWith(": is missing") ? { way, node, entry, absent: rest.slice(1) } : null;
       node = entry.node;
       rest = rest.slice(1 + cutName(entry.key).length);
     } else {

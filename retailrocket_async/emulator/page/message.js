@@ -1,11 +1,11 @@
 // Applies the messages of the stream, which report changes of the emulator, to the state of the page.
 
-/** @import { RequestRecord } from "./items.js" */
+/** @import { RequestRecord, ViolationRecord } from "./items.js" */
 /** @import { PendingFault, Stats } from "./state.js" */
 
 import { forgetTypes } from "./filters.js";
 import { touch } from "./frame.js";
-import { itemsOf } from "./items.js";
+import { itemsOf, violationItemOf } from "./items.js";
 import { state } from "./state.js";
 
 /**
@@ -20,10 +20,12 @@ import { state } from "./state.js";
  * @property {Stats} [stats]
  * @property {[number, number, number][]} [rates]
  * @property {RequestRecord[]} [requests]
+ * @property {ViolationRecord[]} [violations]
  */
 
 const KEEP_EVENTS = 5000;
 const KEEP_REQUESTS = 1000;
+const KEEP_VIOLATIONS = 1000;
 
 /**
  * Apply a message to the state of the page.
@@ -47,6 +49,7 @@ export function apply(message) {
   if (message.stats) state.stats = message.stats;
   if (message.rates) state.rates = new Map(message.rates.map(([second, arrived, over]) => [second, [arrived, over]]));
   if (message.requests?.length) add(message.requests);
+  if (message.violations) addViolations(message.violations);
   touch("list", "counts", "plot");
 }
 
@@ -57,10 +60,21 @@ function add(records) {
   state.events = state.events.concat(items.flatMap(({ events }) => events)).slice(-KEEP_EVENTS);
   const visitor = state.journey;
   if (visitor !== null && records.some(({ body }) => body.includes(visitor))) touch("detail");
+  const item = state.selected;
+  if (item?.is === "violation" && records.some(({ number }) => [item.request, item.other].includes(number))) touch("detail");
+}
+
+/** @param {ViolationRecord[]} records */
+function addViolations(records) {
+  // After a reconnection the emulator sends all violations again.
+  const last = state.violations.at(-1)?.number ?? 0;
+  const items = records.filter(({ number }) => number > last).map(violationItemOf);
+  state.violations = state.violations.concat(items).slice(-KEEP_VIOLATIONS);
 }
 
 function forget() {
   forgetTypes();
+  state.violations = [];
   state.events = [];
   state.requests = [];
   state.rates.clear();

@@ -29,12 +29,14 @@ function drawShop() {
 }
 
 function drawCounts() {
-  const { total_events: events, requests, refused, over_limit: over } = state.stats;
+  const { total_events: events, requests, refused, over_limit: over, overlaps, backward_steps: backward } = state.stats;
   setText(byId("count-events"), events.toLocaleString("en"));
   setText(byId("count-requests"), requests.toLocaleString("en"));
   setText(byId("count-refused"), refused.toLocaleString("en"));
   setText(byId("count-over"), over.toLocaleString("en"));
+  setText(byId("count-order"), (overlaps + backward).toLocaleString("en"));
   byId("count-refused").dataset.bad = String(refused > 0);
   byId("count-over").dataset.bad = String(over > 0);
+  byId("count-order").dataset.bad = String(overlaps + backward > 0);
   setText(byId("missed"), state.missed ? `${plural(state.missed, "earlier request")} not shown` : "");
 }

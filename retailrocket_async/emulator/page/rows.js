@@ -1,10 +1,10 @@
-// The rows of the list: one line for an event or a request.
+// The rows of the list: one line for an event, a request or a violation.
 
-/** @import { EventItem, Item, RequestItem } from "./items.js" */
+/** @import { EventItem, Item, RequestItem, ViolationItem } from "./items.js" */
 
 import { el } from "./elements.js";
 import { familyOf } from "./families.js";
-import { clock, plural, size, textOf } from "./format.js";
+import { clock, plural, size, span, textOf } from "./format.js";
 import { PREFIX } from "./items.js";
 
 const SHOWN_FIELDS = 8;
@@ -16,8 +16,13 @@ const SHOWN_CHARACTERS = 120;
  * @param {Item} item
  */
 export function rowOf(item) {
-  const [kind, cells] = item.isRequest ? ["request", requestCells(item)] : ["event", eventCells(item)];
-  return el("div", { class: `row ${kind}`, role: "option", id: `item-${item.id}` }, ...cells);
+  return el("div", { class: `row ${item.is}`, role: "option", id: `item-${item.id}` }, ...cellsOf(item));
+}
+
+/** @param {Item} item */
+function cellsOf(item) {
+  if (item.is === "request") return requestCells(item);
+  return item.is === "event" ? eventCells(item) : violationCells(item);
 }
 
 /**
@@ -30,15 +35,39 @@ export function statusBadge(request) {
   return el("span", { class: `badge ${kind}` }, request.status === null ? "none" : String(request.status));
 }
 
+/**
+ * Return a few words about the two requests of a violation.
+ *
+ * @param {ViolationItem} violation
+ */
+export function violationText({ request, other, timestamp, other_timestamp: otherTimestamp }) {
+  return timestamp === null || otherTimestamp === null
+    ? `#${request} arrived while #${other} was under way`
+    : `#${request} has an event ${span(otherTimestamp - timestamp)} older than one of #${other}`;
+}
+
 /** @param {EventItem} event */
 function eventCells(event) {
   return [
     el("span", { class: "time" }, clock(event.request.time)),
     el("span", { class: "type", "data-family": familyOf(event.name) }, event.name),
-    el("span", { class: "who", title: `Journey of ${event.visitor}` }, event.visitor),
+    visitorCell(event.visitor),
     summary(event.fields),
   ];
 }
+
+/** @param {ViolationItem} violation */
+function violationCells(violation) {
+  return [
+    el("span", { class: "time" }, clock(violation.time)),
+    el("span", { class: "kind" }, el("span", { class: "badge bad" }, violation.kind)),
+    visitorCell(violation.visitor),
+    el("span", { class: "fields" }, violationText(violation)),
+  ];
+}
+
+/** @param {string} visitor */
+const visitorCell = (visitor) => el("span", { class: "who", title: `Journey of ${visitor}` }, visitor);
 
 /** @param {Record<string, unknown>} fields */
 function summary(fields) {

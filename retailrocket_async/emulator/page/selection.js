@@ -43,11 +43,11 @@ export function showJourney(visitor) {
 }
 
 /**
- * Return the visitor of an event, or an empty string for a request.
+ * Return the visitor of an event or a violation, or an empty string for a request.
  *
  * @param {Item} item
  */
-export const visitorOf = (item) => (item.isRequest ? "" : item.visitor);
+export const visitorOf = (item) => (item.is === "request" ? "" : item.visitor);
 
 /** Remove the selection. If the list is scrolled to its top, the list is no longer held. */
 export function closeDetail() {

@@ -1,6 +1,6 @@
 // The state of the page: the data from the emulator, and the view that the reader has chosen.
 
-/** @import { EventItem, Item, RequestItem } from "./items.js" */
+/** @import { EventItem, Item, RequestItem, ViolationItem } from "./items.js" */
 
 /**
  * A fault as the emulator describes it. Fields without a value are null.
@@ -16,17 +16,29 @@
  * @property {string | null} contains
  */
 
-/** @typedef {{ total_events: number, requests: number, refused: number, over_limit: number }} Stats */
+/**
+ * The counters of the overview.
+ *
+ * @typedef {object} Stats
+ * @property {number} total_events
+ * @property {number} requests
+ * @property {number} refused
+ * @property {number} over_limit
+ * @property {number} overlaps
+ * @property {number} backward_steps
+ */
 
-/** @typedef {"events" | "refused" | "requests"} View */
+/** @typedef {"events" | "refused" | "requests" | "order"} View */
 
 export const state = {
   /** @type {EventItem[]} oldest first; events of refused requests are included */
   events: [],
   /** @type {RequestItem[]} oldest first */
   requests: [],
+  /** @type {ViolationItem[]} oldest first */
+  violations: [],
   /** @type {Stats} */
-  stats: { total_events: 0, requests: 0, refused: 0, over_limit: 0 },
+  stats: { total_events: 0, requests: 0, refused: 0, over_limit: 0, overlaps: 0, backward_steps: 0 },
   /** @type {Map<number, [number, number]>} by second: the number of arrivals, and of those over the limit */
   rates: new Map(),
   /** @type {number | null} requests in `per` seconds; null if there is no limit */
