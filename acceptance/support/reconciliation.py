@@ -47,8 +47,8 @@ def reported(outcome: Outcome | None, *, bad: bool = False) -> Reported:
         case Delivered():
             return Reported.DELIVERED_MAYBE_TWICE if outcome.maybe_duplicate else Reported.DELIVERED
         case Rejected(status=400 | 413, isolated=True) if not bad:
-            # A 400 or 413 with `isolated` says that the content of this event is wrong, although it is right. Other
-            # refusals, for example because of the key or the path, say nothing about the content.
+            # A 400 or 413 with `isolated` means: the server calls the content of this event wrong. The content is right
+            # (`not bad`), so the rejection is a mistake. Other refusals, for example of the key, do not judge the content.
             return Reported.REJECTED_WRONGLY
         case Rejected():
             return Reported.REJECTED

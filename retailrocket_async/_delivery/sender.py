@@ -206,7 +206,7 @@ class Sender:
         if not (once and reply.maybe_recorded and any(name in once for name in flight.names)):
             return None
         outcome = flight.give_up("at_most_once", self._affinity.now())
-        # A direct send has one outcome for all its events, so one event of this kind settles all its events.
+        # A direct send has one outcome for all its events. So if one of them must not be sent again, none is sent again.
         doomed = [position for position, name in enumerate(flight.names) if name in once]
         return self._without(flight, doomed, outcome)
 

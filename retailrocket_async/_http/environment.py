@@ -129,8 +129,8 @@ class EnvironmentReader:
         url = httpx.URL(self._url)
         proxy = self._proxy_for(url) if self._trusted else None
         if proxy is not None and proxy.settings.url.scheme == "https":
-            # The connection to the proxy needs a separate TLS context, because httpcore changes the protocols (ALPN) of
-            # the context for the connection to the API.
+            # httpcore writes the protocols (ALPN) for the API into the TLS context that it uses for the API. These
+            # protocols would be wrong for the proxy, so the connection to the proxy gets a TLS context of its own.
             proxy.settings.ssl_context = _context(trusted=True)
         # Plain http needs no certificates. So no certificates are read, and a bad `SSL_CERT_FILE` raises no error.
         tls = url.scheme == "https"

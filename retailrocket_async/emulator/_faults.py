@@ -16,7 +16,7 @@ __all__ = ["FaultScript"]
 
 @attrs.define(eq=False)
 class _Pending:
-    """A fault of the script, and the number of requests that the fault still applies to (None: unlimited)."""
+    """A planned fault, and the number of requests to which the emulator still applies it (None: unlimited)."""
 
     fault: Fault
     left: int | None

@@ -570,7 +570,7 @@ async def test_cancelled(
 
 @pytest.mark.parametrize("turn", [*range(40), *range(40, 400, 9)])
 async def test_everyone_cancelled_in_any_turn(virtual_clock: CheckedLoop, turn: int) -> None:
-    """If every task is cancelled in any turn, a later close gives each accepted event exactly one outcome."""
+    """If all tasks are cancelled in one turn of the event loop, a close gives each accepted event one outcome."""
     limiter = LocalLimiter(RateLimit(requests=20, jitter=0.0))
     transport = ScriptedTransport(503, 200, 429, then=lambda request: 503 if len(transport.requests) % 5 == 0 else 200)
     engine = Engine(

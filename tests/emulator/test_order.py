@@ -70,7 +70,7 @@ class Api:
 
     @property
     def found(self) -> tuple[int, int]:
-        """Return how many overlaps and backward steps were counted."""
+        """Return the emulator's counts of overlapping requests and of timestamps that run backwards."""
         return self.stats["overlaps"], self.stats["backward_steps"]
 
 

@@ -140,7 +140,7 @@ def test_a_long_integer(cls: type[VisitorEvent], fields: dict[str, Any], named: 
 
 
 def test_a_long_price_beside_extra_fields() -> None:
-    """If only the price has more digits than 64 bits hold, an order with extra fields is decoded."""
+    """If a price needs more than 64 bits, and no extra field does, the order with its extra fields is decoded."""
     body = CODEC.to_wire(Order(**fields_of(Order)))["order"] | {"price": 10**20, "id": 2**63 - 1}
     event = CODEC.decode(json.dumps({"order": body}), allow_extra=True)
 
