@@ -131,6 +131,7 @@ SHAPES: list[Any] = [
 ]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
 async def test_a_full_buffer_expires_in_parts(
     virtual_clock: CheckedLoop, batching: Batching, count: int, most: int
@@ -323,6 +324,7 @@ def test_a_long_lane_is_not_gone_through(batching: Batching) -> None:
     assert cost(5000) == cost(5)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("waiting", [10, 510, 90_010])
 @pytest.mark.parametrize(("batching", "most"), [(Batching(), 40), (Batching(ordered=False), 15)])
 async def test_an_event_that_fills_no_batch_costs_few_calls(

@@ -183,6 +183,7 @@ def test_edges_import_public_names(module: str) -> None:
     }
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("library", sorted(FOREIGN))
 def test_few_modules_know_a_library(library: str) -> None:
     """If a library could be replaced, only the modules listed above import it."""
