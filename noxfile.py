@@ -40,12 +40,19 @@ def ignored(names: Iterable[str]) -> list[str]:
     return [f"--ignore=tests/{name}.py" for name in names]
 
 
-# The options of pytest-xdist. Many tests wait for a server, so there are five processes, even on two cores. Each
-# process has a hash seed of its own. If the parameters of a test depend on the order of a set, the processes collect
-# different tests, and pytest-xdist reports this.
-# With worksteal, each process runs a consecutive part of the list, and takes tests from other processes at the end. So
-# the tests of one module, which share servers, seldom run in more than one process.
-SPREAD = ("-n", "5", "--dist", "worksteal")
+def spread(processes: int) -> tuple[str, ...]:
+    """Return the options of pytest-xdist for this number of processes.
+
+    Many tests wait for a server, so five to seven processes are best, even on two cores. More processes would cost more
+    time, because each of them collects all tests. Each process has a hash seed of its own. If the parameters of a test
+    depend on the order of a set, the processes collect different tests, and pytest-xdist reports this.
+
+    With worksteal, each process runs a consecutive part of the list, and takes tests from other processes at the end.
+    So the tests of one module, which share servers, seldom run in more than one process.
+    """
+    return ("-n", str(processes), "--dist", "worksteal")
+
+
 # Test modules that the `wheel` session leaves out, because they check the repository and not the package, or start
 # dozens of processes. The modules for FastAPI and Starlette use Starlette's test client, whose leaks cause warnings at
 # the lower bound of Starlette's version.
@@ -96,24 +103,31 @@ def tests_of(session: nox.Session, name: str) -> list[str]:
 
 
 def compile_tests(session: nox.Session, *chosen: str) -> None:
-    """Compile the test modules by collecting the tests in one process, so that five processes need not do it.
+    """Compile the tests by collecting them in two processes, so that the later processes need not compile them again.
 
     Args:
         session: the nox session; if it has arguments, nothing is compiled.
-        chosen: pytest's arguments that choose the tests.
+        chosen: pytest's options that choose the tests.
     """
-    if not session.posargs:
-        session.run("python", "-m", "pytest", "--collect-only", "-q", *chosen, silent=True)
+    if session.posargs:
+        return
+    folders = sorted(str(folder) for folder in Path("tests").iterdir() if any(folder.rglob("test_*.py")))
+    collect = ("python", "-m", "pytest", "--collect-only", "-q", *chosen)
+    with ThreadPoolExecutor() as both:
+        halves = [both.submit(session.run, *collect, *folders[half::2], silent=True) for half in (0, 1)]
+        for half in halves:
+            half.result()
 
 
 def untraced(path: Path) -> bool:
     """Return whether a test module must also run without coverage.
 
-    Such a module may have endurance tests, or Hypothesis tests that the `wheel` session leaves out.
+    Such a module may have tests marked `endurance` or `untraced`, or Hypothesis tests that the `wheel` session leaves
+    out.
     """
     text = path.read_text("utf-8")
     left_out = "needs_server" in text or path.relative_to("tests").with_suffix("").as_posix() in ELSEWHERE
-    return "endurance" in text or (left_out and "hypothesis" in text)
+    return "endurance" in text or "mark.untraced" in text or (left_out and "hypothesis" in text)
 
 
 def group(name: str) -> list[str]:
@@ -217,7 +231,9 @@ def typing(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the documentation. A warning counts as an error."""
     session.install("-e", f".{EXTRAS}", *group("docs"))
-    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html", *session.posargs)
+    session.run(
+        "sphinx-build", "-W", "--keep-going", "-j", "auto", "-b", "html", "docs", "docs/_build/html", *session.posargs
+    )
 
 
 OTHER_PYTHON = newest_other_python()
@@ -258,7 +274,7 @@ def wheel(session: nox.Session) -> None:
     where = "import retailrocket_async as package; assert 'site-packages' in package.__file__, package.__file__"
     session.run("python", "-c", where)
     compile_tests(session, *SHORT)
-    session.run("python", "-m", "pytest", *SPREAD, *SHORT, *session.posargs)
+    session.run("python", "-m", "pytest", *spread(5), *SHORT, *session.posargs)
 
 
 @nox.session
@@ -266,16 +282,24 @@ def tests(session: nox.Session) -> None:
     """Run the tests, and measure branch coverage in every process that the tests start."""
     session.install("-e", f".{EXTRAS}", *group("test"))
     session.run("coverage", "erase")
-    compile_tests(session)
     # While coverage is measured, Hypothesis tests run with few examples. They run with all examples in the `wheel`
-    # session, or in the second pytest run below. That run is without coverage, because its tests kill processes, flood
-    # servers or look at the package from outside.
-    traced = ("-m", "not endurance", "--hypothesis-profile=few")
-    session.run("coverage", "run", "-m", "pytest", *SPREAD, *traced, *session.posargs)
-    # If the user chooses tests, there may be none for the second run. pytest's exit code is 5 then.
-    codes = [0, 5] if session.posargs else [0]
-    only = session.posargs or [str(path) for path in sorted(Path("tests").rglob("test_*.py")) if untraced(path)]
-    session.run("python", "-m", "pytest", *SPREAD, "-m", "endurance or hypothesis", *only, success_codes=codes)
+    # session, or in the second pytest run. That run is without coverage, because its tests kill processes, flood
+    # servers, look at the package from outside, or run the same lines for a long time.
+    traced = ("coverage", "run", "-m", "pytest", "--hypothesis-profile=few", "-m")
+    plain = ("python", "-m", "pytest", "-m")
+    if session.posargs:
+        session.run(*traced, "not endurance", *spread(5), *session.posargs)
+        # The user's choice may leave no test for this run. pytest's exit code is 5 then.
+        session.run(*plain, "endurance or hypothesis", *spread(5), *session.posargs, success_codes=[0, 5])
+    else:
+        # Both run at the same time, because many of their tests wait. The output of the second is printed at its end.
+        modules = [str(path) for path in sorted(Path("tests").rglob("test_*.py")) if untraced(path)]
+        with ThreadPoolExecutor() as background:
+            marked = "endurance or untraced or hypothesis"
+            second = background.submit(session.run, *plain, marked, *spread(3), *modules, silent=True)
+            compile_tests(session)
+            session.run(*traced, "not endurance and not untraced", *spread(4))
+            session.log("the tests without coverage:\n%s", second.result())
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", *(["--fail-under=0"] if session.posargs else []))
 
@@ -284,7 +308,7 @@ def tests(session: nox.Session) -> None:
 def pythons(session: nox.Session) -> None:
     """Run the tests on every installed Python that the package supports."""
     session.install("-e", f".{EXTRAS}", *group("test"))
-    session.run("python", "-m", "pytest", *SPREAD, *session.posargs)
+    session.run("python", "-m", "pytest", *spread(5), *session.posargs)
 
 
 @nox.session(default=False, venv_backend="uv")

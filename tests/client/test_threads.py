@@ -60,6 +60,7 @@ async def test_a_threads_events_stay_in_order(kind: Callable[[list[Event]], Any]
     assert [Delivered] * 777 == [type(receipt.outcome) for receipt in receipts]
 
 
+@pytest.mark.untraced
 async def test_every_event_of_every_thread_is_recorded_once() -> None:
     """If eight threads track 2,000 events each, singly or in lists, the server records each event exactly once."""
 

@@ -503,6 +503,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("mended_first", [False, True])
 @pytest.mark.parametrize("place", PLACES)
 async def test_cancelled(
@@ -568,6 +569,7 @@ async def test_cancelled(
 # --- cancelling in every turn ---
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("turn", [*range(40), *range(40, 400, 9)])
 async def test_everyone_cancelled_in_any_turn(virtual_clock: CheckedLoop, turn: int) -> None:
     """If all tasks are cancelled in one turn of the event loop, a close gives each accepted event one outcome."""
@@ -613,6 +615,7 @@ async def test_everyone_cancelled_in_any_turn(virtual_clock: CheckedLoop, turn: 
 FAULTS: list[Step | int] = [400, 401, 200, 413, *[NO_CONNECTION] * 8, 429, 400, 403]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("turn", [*range(0, 60, 2), *range(60, 460, 16)])
 async def test_everyone_cancelled_amid_faults(virtual_clock: CheckedLoop, turn: int) -> None:
     """If every task is cancelled amid refusals, outage and halt, each event is settled and each loss is reported."""

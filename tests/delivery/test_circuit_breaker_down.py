@@ -55,6 +55,7 @@ def until(moment: float, step: Step) -> Any:
     return then
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("how", DOWN)
 async def test_requests_decay(virtual_clock: CheckedLoop, how: str) -> None:
     """If the API goes down, only single probes go out after a few failures: at most 20 in five minutes."""
@@ -91,6 +92,7 @@ async def test_never_fifty_failing_requests_a_second(virtual_clock: CheckedLoop)
     assert worst_window(times, 1.0) <= FAILURES + 8 + 2
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("how", DOWN)
 async def test_full_speed_within_two_seconds(virtual_clock: CheckedLoop, how: str) -> None:
     """If a request succeeds after an outage, batches, retries and direct sends go out at the full rate limit."""

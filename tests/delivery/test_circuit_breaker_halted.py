@@ -59,6 +59,7 @@ def listening(changes: list[StateChange]) -> Callable[[StateChange], Awaitable[N
     return hook
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("status", BLOCKED)
 async def test_the_first_refusal_pauses_everything(
     virtual_clock: CheckedLoop, status: int, caplog: pytest.LogCaptureFixture

@@ -7,6 +7,8 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import pytest
+
 from retailrocket_async import Batching, Buffer, RateLimit, RetryPolicy, View
 from retailrocket_async._delivery.dispatcher import Dispatcher
 from retailrocket_async._delivery.rate_limiter import LocalLimiter
@@ -86,6 +88,7 @@ async def shop_of(server: SlowServer, *, seconds: float, per_second: int) -> int
     return recorded
 
 
+@pytest.mark.untraced
 async def test_no_two_batches_of_a_visitor_are_in_flight_at_once(virtual_clock: CheckedLoop) -> None:
     """With the defaults, no visitor has two batches in flight or events recorded out of order, even after retries."""
     server = SlowServer()
@@ -97,6 +100,7 @@ async def test_no_two_batches_of_a_visitor_are_in_flight_at_once(virtual_clock: 
     assert not server.backwards
 
 
+@pytest.mark.untraced
 async def test_a_batch_of_seconds_does_not_throttle_a_shop(virtual_clock: CheckedLoop) -> None:
     """If a batch takes 1.5 s, the defaults still deliver over 8,000 events a second (2,600 at 8 batches in flight)."""
     server = SlowServer()

@@ -183,6 +183,7 @@ async def test_track_nowait_never_overtakes(virtual_clock: CheckedLoop) -> None:
     assert engine.transport.sent_numbers == [0, 1, 2, 3]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("lazy", [False, True])
 async def test_large_feed_lets_others_run(virtual_clock: CheckedLoop, lazy: bool) -> None:  # noqa: FBT001
     """If 100,000 events are tracked from an iterable or an async one, other tasks run after every 250 events."""

@@ -146,6 +146,7 @@ def child(where: str, what: str, python: str = sys.executable) -> dict[str, Any]
     return reported
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("where", ["thread", "atexit"])
 @pytest.mark.parametrize("what", ["plain", "coroutine", "key", "spool", "handle"])
 def test_it_delivers_and_tells(where: str, what: str) -> None:

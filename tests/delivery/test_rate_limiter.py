@@ -139,6 +139,7 @@ async def steady_demand(ways: Iterable[Way], *, blocked: bool) -> list[float]:
     return sorted(arrivals)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("blocked", [False, True])
 @pytest.mark.parametrize("spread", [0.0, 0.02])
 @pytest.mark.parametrize(("answer", "wanted"), [(0.0, 0.97), (0.07, 0.95)])

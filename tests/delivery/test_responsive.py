@@ -130,6 +130,7 @@ SHAPES: list[Any] = [
 ]
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(("batching", "count", "most"), SHAPES)
 async def test_a_full_buffer_expires_in_parts(
     virtual_clock: CheckedLoop, batching: Batching, count: int, most: int
@@ -315,6 +316,7 @@ def test_a_long_chain_costs_little() -> None:
     assert calls(turn) <= 20 * 5000 / 50
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("waiting", [10, 510, 90_010])
 async def test_an_event_that_fills_no_batch_costs_few_calls(virtual_clock: CheckedLoop, waiting: int) -> None:
     """If an event is tracked, few functions are called up to its receipt, however many events wait."""

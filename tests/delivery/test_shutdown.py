@@ -243,6 +243,7 @@ async def test_a_large_buffer_is_dropped_in_turns(virtual_clock: CheckedLoop) ->
     assert turned >= 20
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("timeout", [0.0, 0.5, 5.0])
 @pytest.mark.parametrize("batching", [Batching(), Batching(max_events=1)], ids=["large", "small"])
 async def test_the_turns_of_others_make_no_close_late(

@@ -58,6 +58,7 @@ def refused(transport: ScriptedTransport, limit: int) -> int:
     return sum(server(request) == 429 for request in transport.requests)
 
 
+@pytest.mark.untraced
 async def test_a_lower_limit_is_found(virtual_clock: CheckedLoop) -> None:
     """If a server allows 30 requests a second and 50 are configured, few are refused, and its limit is well used."""
     transport = await flood(allowing(30), 120.0)
@@ -66,6 +67,7 @@ async def test_a_lower_limit_is_found(virtual_clock: CheckedLoop) -> None:
     assert len(transport.recorded) >= 0.65 * 30 * 120
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("answer", [429, status(429, retry_after=0.0), status(429, retry_after=3.0)])
 async def test_a_stream_of_429_never_raises_the_rate(virtual_clock: CheckedLoop, answer: Step | int) -> None:
     """If every answer is 429, the number of requests does not grow."""

@@ -185,6 +185,7 @@ def test_edges_import_public_names(module: str) -> None:
     }
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("library", sorted(FOREIGN))
 def test_few_modules_know_a_library(library: str) -> None:
     """Only the modules listed in `FOREIGN` import the library, so that it can be replaced there."""

@@ -477,6 +477,7 @@ async def test_a_broker_that_is_killed(caplog: pytest.LogCaptureFixture) -> None
     assert logged.count("the broker is lost") == logged.count("the broker is back") == 1
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("kind", [{"status": 500}, {"status": 401}, {"status": 429}, {}])
 async def test_an_api_that_fails_for_a_while(redis_server: RedisServer, kind: dict[str, int]) -> None:
     """If the API fails, refuses the key or does not answer for a while, every event is recorded exactly once."""

@@ -992,6 +992,7 @@ def test_wrong_configuration_ends_it() -> None:
 # --- cancellation ---
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("turn", [*range(60), *range(60, 400, 11)])
 def test_cancelled_in_any_turn(turn: int) -> None:
     """If a relay is cancelled in any turn of the event loop, the next relay delivers all unsettled messages."""

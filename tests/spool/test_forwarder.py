@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
+
 from retailrocket_async import (
     Batching,
     Buffer,
@@ -43,6 +45,7 @@ async def test_what_was_left_behind_is_delivered(emulator: RunningEmulator, tmp_
     assert waiting(tmp_path) == []
 
 
+@pytest.mark.untraced
 async def test_a_backlog_larger_than_the_window_is_delivered(emulator: RunningEmulator, tmp_path: Path) -> None:
     """If far more events wait in the spool than the engine may have at a time, all these events are delivered."""
     small = Batching(max_bytes=10_000, max_in_flight=1, linger=0.01)
@@ -111,6 +114,7 @@ async def test_a_clock_that_was_set_back_keeps_nothing_for_longer(tmp_path: Path
     assert {dead.reason for dead in SqliteSpool(tmp_path / "spool").dead()} == {"expired"}
 
 
+@pytest.mark.untraced
 async def test_a_visitors_events_stay_in_order(tmp_path: Path) -> None:
     """If batching is ordered, each visitor's events are recorded in the order of their calls, even if requests fail."""
     async with running_emulator(EmulatorSettings(limit=None, batch_latency=0.002)) as emulator:
