@@ -11,6 +11,8 @@ Linux only, because it reads memory and descriptors from `/proc`. These promises
 - Every delivered event was recorded. No event was recorded whose outcome excludes that.
 - Only poison events were rejected.
 - No order was recorded twice. Other events were recorded twice only if their outcome announces that.
+- No request began while another one with an event of the same visitor was under way, retries and divided batches
+  included. Each visitor's events were recorded in the order in which they were tracked.
 - Memory, descriptors and tasks do not grow from the second to the last fifth of the time.
 
 The limit is raised so that a million events take minutes, and the waits between retries are short.
@@ -149,11 +151,17 @@ def violations(run: Run, events: int) -> list[str]:
     undelivered = totals.rejected + totals.abandoned + totals.dropped - run.visitors.raised
     if run.reported.total() + stats.hook_missed != undelivered:
         found.append(f"on_outcome got {run.reported.total()} of {undelivered} events, {stats.hook_missed} missed")
-    if run.report.strayed:
-        found.append(f"{run.report.strayed} connections followed a redirect")
-    if run.report.malformed:
-        found.append(f"{run.report.malformed} malformed requests")
-    return found + growth(run.fifths)
+    return found + _server_findings(run.report) + growth(run.fifths)
+
+
+def _server_findings(report: Report) -> list[str]:
+    broken = {
+        "connections followed a redirect": report.strayed,
+        "malformed requests": report.malformed,
+        "requests overlapped with another one of their visitors": report.overlaps,
+        "visitors whose events are out of order": report.out_of_order,
+    }
+    return [f"{count} {what}" for what, count in broken.items() if count]
 
 
 def growth(fifths: list[list[Sample]]) -> list[str]:
@@ -178,6 +186,8 @@ def tables(run: Run) -> str:
         **{name: getattr(totals, name) for name in ("tracked", "recorded", "delivered")},
         "rejected (poison)": f"{totals.rejected:,} ({run.visitors.poisoned:,})",
         **{name: getattr(totals, name) for name in ("abandoned", "dropped", "lost", "duplicated", "unannounced")},
+        "overlapping requests": run.report.overlaps,
+        "visitors out of order": run.report.out_of_order,
         "sent directly": run.visitors.direct,
         "requests": len(run.report.arrivals),
         "retries": stats.retries,

@@ -53,7 +53,9 @@ class Conditions(NamedTuple):
         key: the only valid API key; requests with another key get 401.
         limit: requests admitted in any one second; the rest get 429. None for no limit.
         max_bytes: the largest body; larger ones get 413. None for no bound.
-        latency: average seconds from the recording of the events to the answer.
+        latency: average seconds until the answer.
+        batch_latency: seconds that a recorded batch takes in addition; the API takes 1.5 s or more, because it confirms
+            that the events and their order are saved.
         faults: tried in this order for every request; at most one of them hits it.
         seed: the seed of everything random; later conditions do not change it.
     """
@@ -62,6 +64,7 @@ class Conditions(NamedTuple):
     limit: int | None = 50
     max_bytes: int | None = None
     latency: float = 0.0
+    batch_latency: float = 0.0
     faults: tuple[Fault, ...] = ()
     seed: int = 0
 
@@ -91,6 +94,8 @@ class Report(NamedTuple):
         names: the index in `NAMES` of each recorded event's name, at the index of its number.
         strayed: the number of connections to the target of the redirects.
         malformed: the number of requests whose body or target the API does not define.
+        overlaps: the number of requests that began while another one with an event of the same visitor was under way.
+        out_of_order: the number of visitors whose events were not recorded in the order in which they were tracked.
         lag: the longest delay of the server's own event loop in seconds.
     """
 
@@ -99,4 +104,6 @@ class Report(NamedTuple):
     names: bytes
     strayed: int
     malformed: int
+    overlaps: int
+    out_of_order: int
     lag: float
