@@ -359,7 +359,7 @@ def audit(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure the cost of an event, also compared with other libraries, and check bounds; takes 15 minutes."""
+    """Measure the cost of an event, also compared with other libraries, and check bounds; takes 20 minutes."""
     session.install("-e", f".{EXTRAS}", *group("bench"))
     session.run("python", "-m", "benchmarks.bench", *session.posargs)
 

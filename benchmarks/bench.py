@@ -31,7 +31,7 @@ from benchmarks.support.section import Demand, Effort, Section, Table, as_text, 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-SECTIONS = ("cost", "latency", "lag", "memory", "scale", "micro", "profile", "file", "imports", "otel")
+SECTIONS = ("cost", "latency", "lag", "memory", "scale", "micro", "profile", "file", "imports", "otel", "order")
 
 
 def measured(name: str, effort: Effort) -> Section:

@@ -10,12 +10,18 @@ Every scenario must keep these promises:
 - If an event's outcome says that the event was not recorded, or was recorded only once, this is true.
 - The client's counters, the receipts and the server agree.
 - At most 50 requests arrive in any one second.
+- No request begins while another request with an event of the same visitor has no answer.
+- Each visitor's events are recorded in the order in which they were tracked.
 
 In addition, each scenario has one more promise, which `--list` prints. The exit status is 1 if any promise is broken.
 
 The columns count events, with these exceptions:
 
 - `requests` counts requests.
+- `overlaps` counts requests that began while another one with an event of the same visitor had no answer; after a
+  time-out a request is under way until the client closes its connection.
+- `out_of_order` counts visitors with an event recorded after a later one. Sending a batch or a part of it again is no
+  fault, unless later events of the visitor were sent before that.
 - `worst` is the most requests in one second. A `~` after it says that the server's own event loop was late by more than
   `RateLimit.jitter`, so that the figure proves nothing.
 - `first` is the time in seconds from the end of the fault to the first event recorded after it.
@@ -34,24 +40,35 @@ import sys
 from pathlib import Path
 
 from acceptance.faults.scenario import SCENARIOS, Scenario
-from acceptance.faults.testbed import Row, Testbed
+from acceptance.faults.testbed import CONDITIONS, Row, Testbed
 from acceptance.support import faulty_server
-from acceptance.support.fault import Conditions
 from benchmarks.support.meters import LagMeter
 
-for name in ("content", "ambiguity", "access", "outage", "overload", "caller"):
+for name in ("content", "ambiguity", "access", "outage", "overload", "caller", "latency"):
     # Each module adds its scenarios to `SCENARIOS`, in this order.
     importlib.import_module(f"acceptance.faults.{name}")
 
 _LONGEST = 60.0
 """Seconds after which a scenario fails; the longest scenario should take a third of this time."""
 
-_COLUMNS = ("tracked", "recorded", "delivered", "rejected", "abandoned", "dropped", "lost", "duplicated", "requests")
+_COLUMNS = (
+    "tracked",
+    "recorded",
+    "delivered",
+    "rejected",
+    "abandoned",
+    "dropped",
+    "lost",
+    "duplicated",
+    "overlaps",
+    "out_of_order",
+    "requests",
+)
 
 
 async def run_scenario(scenario: Scenario) -> Row:
     """Run one scenario. If it raises an exception, the exception is reported as a broken promise."""
-    async with faulty_server.running(Conditions()) as server, LagMeter() as meter:
+    async with faulty_server.running(CONDITIONS) as server, LagMeter() as meter:
         testbed = Testbed(server, meter)
         try:
             async with asyncio.timeout(_LONGEST):

@@ -54,7 +54,7 @@ async def threads(testbed: Testbed) -> None:
     def work(events: list[tuple[int, Event]]) -> list[tuple[int, Receipt]]:
         return [(number, handle.track(event)) for number, event in events]
 
-    shares = [[testbed.event() for _ in range(250)] for _ in range(8)]
+    shares = [[testbed.event(group=f"thread{thread}") for _ in range(250)] for thread in range(8)]
     for share in await asyncio.gather(*(asyncio.to_thread(work, share) for share in shares)):
         testbed.receipts.update(share)
     testbed.expect(client.stats().pending <= _SMALL_BUFFER, f"{client.stats().pending} events in the buffer")

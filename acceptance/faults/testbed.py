@@ -24,8 +24,16 @@ LIMIT = RateLimit()
 SMALL = Batching(max_events=20, linger=0.01)
 """Small batches: the request limit allows a thousand events a second, so a few thousand are an overload."""
 
+BATCH_LATENCY = 0.3
+"""Seconds until a batch is answered: less than the API takes, so that scenarios with small batches do not take long.
+The scenarios of `latency` have a server that takes 1.5 s."""
+
 _TICK = 0.01
 """Seconds between two groups of events in a stream."""
+
+
+CONDITIONS = Conditions(batch_latency=BATCH_LATENCY)
+"""The server's conditions without any fault."""
 
 
 class Row(NamedTuple):
@@ -40,6 +48,8 @@ class Row(NamedTuple):
     dropped: int
     lost: int
     duplicated: int
+    overlaps: int
+    out_of_order: int
     requests: int
     worst: int
     first: float | None
@@ -74,7 +84,7 @@ class Testbed:
         self.lag = 0.0
         self._meter = meter
         self._shop = Shop(seed=0)
-        self._conditions = Conditions()
+        self._conditions = CONDITIONS
         self._settled_at: float | None = None
         self._watch: asyncio.Task[None] | None = None
         self._violations: list[str] = []
@@ -111,9 +121,9 @@ class Testbed:
 
     # --- the events ---
 
-    def event(self) -> tuple[int, Event]:
+    def event(self, group: str = "") -> tuple[int, Event]:
         """Return a new event and its number; the caller tracks it and puts its receipt into `receipts`."""
-        return self._shop.event()
+        return self._shop.event(group=group)
 
     async def track(self, **event: Any) -> int:
         """Track one event; return its number, even if the buffer was full and the event was not accepted."""
@@ -204,6 +214,8 @@ class Testbed:
         worst = worst_window([arrival.at for arrival in report.arrivals])
         self.expect(report.strayed == 0, f"{report.strayed} connections followed a redirect")
         self.expect(report.malformed == 0, f"{report.malformed} malformed requests")
+        self.expect(report.overlaps == 0, f"{report.overlaps} requests overlapped with another one of their visitors")
+        self.expect(report.out_of_order == 0, f"events of {report.out_of_order} visitors out of order")
         row = Row(
             scenario=scenario,
             tracked=totals.tracked,
@@ -214,6 +226,8 @@ class Testbed:
             dropped=totals.dropped,
             lost=totals.lost,
             duplicated=totals.duplicated,
+            overlaps=report.overlaps,
+            out_of_order=report.out_of_order,
             requests=len(report.arrivals),
             worst=worst,
             first=self._first_recorded(report),

@@ -11,6 +11,8 @@ It runs on Linux only, because it reads memory and descriptors from `/proc`. The
 - Every event that is reported as delivered was recorded. No event that is reported as not recorded was recorded.
 - Only poison events were rejected, that is, events that the server refuses on purpose.
 - No order was recorded twice. If another event was recorded twice, its outcome says that this may have happened.
+- No request began while another request with an event of the same visitor was in flight. Retries and divided batches are
+  included. Each visitor's events were recorded in the order in which they were tracked.
 - Memory, descriptors and tasks do not grow from the second to the last fifth of the time.
 
 The limit is raised so that a million events take minutes, and the waits between retries are short.
@@ -150,11 +152,17 @@ def violations(run: Run, events: int) -> list[str]:
     undelivered = totals.rejected + totals.abandoned + totals.dropped - run.visitors.raised
     if run.reported.total() + stats.hook_missed != undelivered:
         found.append(f"on_outcome got {run.reported.total()} of {undelivered} events, {stats.hook_missed} missed")
-    if run.report.strayed:
-        found.append(f"{run.report.strayed} connections followed a redirect")
-    if run.report.malformed:
-        found.append(f"{run.report.malformed} malformed requests")
-    return found + growth(run.fifths)
+    return found + _server_findings(run.report) + growth(run.fifths)
+
+
+def _server_findings(report: Report) -> list[str]:
+    broken = {
+        "connections followed a redirect": report.strayed,
+        "malformed requests": report.malformed,
+        "requests overlapped with another one of their visitors": report.overlaps,
+        "visitors whose events are out of order": report.out_of_order,
+    }
+    return [f"{count} {what}" for what, count in broken.items() if count]
 
 
 def growth(fifths: list[list[Sample]]) -> list[str]:
@@ -179,6 +187,8 @@ def tables(run: Run) -> str:
         **{name: getattr(totals, name) for name in ("tracked", "recorded", "delivered")},
         "rejected (poison)": f"{totals.rejected:,} ({run.visitors.poisoned:,})",
         **{name: getattr(totals, name) for name in ("abandoned", "dropped", "lost", "duplicated", "unannounced")},
+        "overlapping requests": run.report.overlaps,
+        "visitors out of order": run.report.out_of_order,
         "sent directly": run.visitors.direct,
         "requests": len(run.report.arrivals),
         "retries": stats.retries,

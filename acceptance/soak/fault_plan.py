@@ -85,7 +85,7 @@ class FaultPlan:
         self.key = KEY
         self.outages: list[str] = []
         self._random = random.Random(seed)
-        self._normal = Conditions(limit=None, latency=0.005, faults=RANDOM_FAULTS, seed=seed)
+        self._normal = Conditions(limit=None, latency=0.005, batch_latency=0.3, faults=RANDOM_FAULTS, seed=seed)
 
     @property
     def normal(self) -> Conditions:

@@ -52,10 +52,13 @@ class Visitors:
     async def run(self, client: AsyncTrackingClient) -> None:
         """Track all events; return when the last one is accepted or sent."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._events):
-                number, event = self._next()
+            for index in range(self._events):
                 chance = self._random.random()
-                if chance < 0.001:
+                direct = chance < 0.001
+                # The client promises no order between direct sends and tracked events (delivery contract, "Order"), so
+                # each direct send has a visitor of its own.
+                number, event = self._next(f"direct{index}" if direct else "")
+                if direct:
                     await self._places.acquire()
                     group.create_task(self._send(client, number, event))
                     continue
@@ -91,13 +94,14 @@ class Visitors:
         for number, receipt in self._receipts:
             self.shop.settle(number, receipt.outcome)
 
-    def _next(self) -> tuple[int, Event]:
+    def _next(self, group: str) -> tuple[int, Event]:
         chance = self._random.random()
         if chance < 1 / 3000:
             self.poisoned += 1
-            return self.shop.event(poison=True)
+            return self.shop.event(poison=True, group=group)
         # One event in fifty is large.
-        return self.shop.event(padding=self._random.randrange(200, 4000) if chance > 0.98 else 0)
+        padding = self._random.randrange(200, 4000) if chance > 0.98 else 0
+        return self.shop.event(padding=padding, group=group)
 
     async def _track(self, client: AsyncTrackingClient, event: Event, *, nowait: bool) -> Receipt:
         if nowait:

@@ -12,8 +12,8 @@ import random
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from acceptance.support.connection import Connection, Request
 from benchmarks.support import server_process
+from benchmarks.support.connection import Connection, Request
 from benchmarks.support.window import Window
 
 if TYPE_CHECKING:

@@ -54,6 +54,8 @@ class Conditions(NamedTuple):
         limit: requests admitted in any one second; the rest get 429. None for no limit.
         max_bytes: the largest body; larger ones get 413. None for no bound.
         latency: average seconds from the recording of the events to the answer.
+        batch_latency: further seconds that a recorded batch takes. The API takes 1.5 s or more, because it confirms that
+            the events and their order are saved.
         faults: the faults that may hit a request, tried in this order; at most one of them hits a request.
         seed: the seed of all random decisions; only the first conditions of a server set it.
     """
@@ -62,6 +64,7 @@ class Conditions(NamedTuple):
     limit: int | None = 50
     max_bytes: int | None = None
     latency: float = 0.0
+    batch_latency: float = 0.0
     faults: tuple[Fault, ...] = ()
     seed: int = 0
 
@@ -91,6 +94,8 @@ class Report(NamedTuple):
         names: byte n is the position in `NAMES` of the name under which event number n was recorded.
         strayed: the number of connections to the address to which redirects lead; the client must not follow them.
         malformed: the number of requests whose body or target the API does not define.
+        overlaps: the number of requests that began while another one with an event of the same visitor was under way.
+        out_of_order: the number of visitors whose events were not recorded in the order in which they were tracked.
         lag: the longest delay of the server's own event loop in seconds.
     """
 
@@ -99,4 +104,6 @@ class Report(NamedTuple):
     names: bytes
     strayed: int
     malformed: int
+    overlaps: int
+    out_of_order: int
     lag: float

@@ -2,7 +2,8 @@
 
 It runs in a process of its own and takes commands while it runs. It counts a request when the whole request has
 arrived. It records the events unless there is a reason against it: a wrong key, the limit, the size, a poison event, or
-a fault that fails before recording.
+a fault that fails before recording. It also judges whether requests with events of one visitor overlap, and whether
+each visitor's events are recorded in order.
 """
 
 from __future__ import annotations
@@ -17,17 +18,23 @@ from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
-from acceptance.support.connection import Connection, Request
 from acceptance.support.fault import NAMES, PARTNER, POISON, Arrival, Conditions, Fault, Report
 from benchmarks.support import server_process
+from benchmarks.support.connection import Connection, Request
+from benchmarks.support.judge import closed_by_client
+from benchmarks.support.visitor_order import Order, Overlaps
 from benchmarks.support.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from benchmarks.support.server_process import Pipe
+    from benchmarks.support.visitor_order import UnderWay
 
 _INDEX = {name: number for number, name in enumerate(NAMES)}
+_BATCH = "visitorEvents"
+"""The last part of the URL of a batch."""
+
 _POISON = b'"stockId":"%b"' % POISON.encode()
 _RESET = struct.pack("ii", 1, 0)
 _CUT_HEAD = b"HTTP/1.1 200 OK\r\ncontent-le"
@@ -77,9 +84,15 @@ async def running(conditions: Conditions) -> AsyncIterator[FaultyServer]:
 # --- in the process of the server -------------------------------------------------------------------------------------
 
 
+class _Event(NamedTuple):
+    number: int
+    name: int
+    visitor: str
+
+
 class _Verdict(NamedTuple):
     status: int
-    numbered: list[tuple[int, int]]
+    events: list[_Event]
 
 
 class _Api:
@@ -96,6 +109,8 @@ class _Api:
         self._counts = bytearray()
         self._names = bytearray()
         self._malformed = 0
+        self._overlaps = Overlaps()
+        self._order = Order()
         self.behave(conditions)
 
     def behave(self, conditions: Conditions) -> None:
@@ -103,11 +118,17 @@ class _Api:
         self._window.limit = conditions.limit
         self._left = [fault.times for fault in conditions.faults]
 
-    def delay(self) -> float:
-        return self._random.uniform(0.5, 1.5) * self._conditions.latency
-
     def report(self) -> Report:
-        return Report(self._arrivals, bytes(self._counts), bytes(self._names), self.strayed, self._malformed, self.lag)
+        return Report(
+            arrivals=self._arrivals,
+            counts=bytes(self._counts),
+            names=bytes(self._names),
+            strayed=self.strayed,
+            malformed=self._malformed,
+            overlaps=self._overlaps.count,
+            out_of_order=len(self._order.disordered),
+            lag=self.lag,
+        )
 
     def ends_reused_connection(self) -> bool:
         """Return True if a reused connection has to end now, when the head of a request has arrived."""
@@ -117,8 +138,14 @@ class _Api:
             self._arrivals.append(Arrival(asyncio.get_running_loop().time(), 0, fault.title, recorded=False))
         return fault is not None
 
-    def decide(self, request: Request) -> Fault:
-        """Count a request, record its events unless there is a reason against it, and return its answer or fault."""
+    def decide(self, request: Request, began: float, closed: Callable[[], bool]) -> _Decision:
+        """Count a request, record its events unless there is a reason against it, and return its answer or fault.
+
+        Args:
+            request: the request.
+            began: when its first bytes arrived.
+            closed: returns whether the client has closed the connection.
+        """
         at = asyncio.get_running_loop().time()
         verdict = self._judge(request, admitted=self._window.admit(at))
         fault = self._choose_fault(idle=False)
@@ -129,8 +156,17 @@ class _Api:
         if records:
             self._record(verdict)
         answer = fault if fault is not None else Fault("status", verdict.status)
-        self._arrivals.append(Arrival(at, len(verdict.numbered), answer.title, records))
-        return answer
+        self._arrivals.append(Arrival(at, len(verdict.events), answer.title, records))
+        conditions = self._conditions
+        delay = self._random.uniform(0.5, 1.5) * conditions.latency
+        if records and _name(request) == _BATCH:
+            delay += conditions.batch_latency
+        visitors = {event.visitor for event in verdict.events}
+        return _Decision(answer, delay, self._overlaps.begin(began, visitors, closed))
+
+    def end(self, request: UnderWay, *, answered: bool) -> None:
+        """End a request, whether it was answered (completely, in part, or by the end of the connection) or not."""
+        self._overlaps.end(request, asyncio.get_running_loop().time() if answered else None)
 
     def _choose_fault(self, *, idle: bool) -> Fault | None:
         for position, fault in enumerate(self._conditions.faults):
@@ -145,7 +181,7 @@ class _Api:
     def _judge(self, request: Request, *, admitted: bool) -> _Verdict:
         conditions = self._conditions
         try:
-            key, partner, numbered = _read(request)
+            key, partner, events = _read(request)
         except (ValueError, KeyError, TypeError, AttributeError):
             self._malformed += 1
             return _Verdict(400, [])
@@ -158,21 +194,41 @@ class _Api:
             status = 413
         elif _POISON in request.body:
             status = 400
-        return _Verdict(status, numbered)
+        return _Verdict(status, events)
 
     def _record(self, verdict: _Verdict) -> None:
         counts, names = self._counts, self._names
-        missing = max(number for number, _ in verdict.numbered) + 1 - len(counts)
+        missing = max(event.number for event in verdict.events) + 1 - len(counts)
         if missing > 0:
             counts.extend(bytes(missing))
             names.extend(bytes(missing))
-        for number, name in verdict.numbered:
+        for number, name, _ in verdict.events:
             counts[number] = min(counts[number] + 1, 255)
             names[number] = name
+        self._order.record([(event.visitor, event.number) for event in verdict.events])
 
 
-def _read(request: Request) -> tuple[str, str, list[tuple[int, int]]]:
-    """Return the key, the partner, and each event's number and name.
+class _Decision(NamedTuple):
+    """What happens to a request.
+
+    Attributes:
+        answer: its answer or fault.
+        delay: seconds until then.
+        request: the request among those under way.
+    """
+
+    answer: Fault
+    delay: float
+    request: UnderWay
+
+
+def _name(request: Request) -> str:
+    """Return the last part of the path."""
+    return urlsplit(request.target).path.rpartition(b"/")[2].decode("ascii")
+
+
+def _read(request: Request) -> tuple[str, str, list[_Event]]:
+    """Return the key, the partner, and the events.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: the API does not define such a request.
@@ -180,13 +236,17 @@ def _read(request: Request) -> tuple[str, str, list[tuple[int, int]]]:
     target = urlsplit(request.target)
     query = parse_qs(target.query.decode("ascii"), strict_parsing=True)
     [key], [partner] = query["apiKey"], query["partnerId"]
-    name = target.path.rpartition(b"/")[2].decode("ascii")
+    name = _name(request)
     body = orjson.loads(request.body)
-    envelopes = body if name == "visitorEvents" else [{name: body}]
-    numbered = [(event["productId"], _INDEX[name]) for envelope in envelopes for name, event in envelope.items()]
-    if not numbered:
+    envelopes = body if name == _BATCH else [{name: body}]
+    events = [
+        _Event(event["productId"], _INDEX[name], event["sessionExternalId"])
+        for envelope in envelopes
+        for name, event in envelope.items()
+    ]
+    if not events:
         raise ValueError("no events")
-    return key, partner, numbered
+    return key, partner, events
 
 
 class _Connection(Connection):
@@ -195,6 +255,7 @@ class _Connection(Connection):
     def __init__(self, api: _Api) -> None:
         super().__init__()
         self._api = api
+        self._current: UnderWay | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -202,18 +263,23 @@ class _Connection(Connection):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._api.connections.discard(self)
+        self._end(answered=False)
 
     def head_received(self) -> None:
         if self.requests and self._api.ends_reused_connection():
             self.transport.abort()
 
     def request_received(self, request: Request) -> None:
-        fault = self._api.decide(request)
-        asyncio.get_running_loop().call_later(self._api.delay(), self._answer, fault)
+        decision = self._api.decide(request, self.began, lambda: closed_by_client(self.transport))
+        self._current = decision.request
+        asyncio.get_running_loop().call_later(decision.delay, self._answer, decision.answer)
 
     def _answer(self, fault: Fault) -> None:
         if self.transport.is_closing():
             return
+        if fault.kind != "stall":
+            # The client may send the next request as soon as it reads the answer, so the request ends first.
+            self._end(answered=True)
         match fault.kind:
             case "status":
                 self.transport.write(self._head(fault))
@@ -229,6 +295,11 @@ class _Connection(Connection):
             case _:
                 # A stalled request gets no answer; the client has to end the connection.
                 pass
+
+    def _end(self, *, answered: bool) -> None:
+        request, self._current = self._current, None
+        if request is not None:
+            self._api.end(request, answered=answered)
 
     def _head(self, fault: Fault) -> bytes:
         lines = [f"HTTP/1.1 {fault.status} Answer", "content-length: 0"]

@@ -11,8 +11,8 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from acceptance.support.connection import Connection, Request
 from benchmarks.support import server_process
+from benchmarks.support.connection import Connection, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

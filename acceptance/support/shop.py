@@ -17,6 +17,9 @@ _WEIGHTS = (60, 15, 5, 10, 5, 5)
 
 _STOCKS = (None, "1", "warehouse-of-the-north", "region/" + "x" * 43)
 
+_BUSY = 10
+"""Number of visitors whose events follow one another so quickly that several wait behind one request."""
+
 
 class Shop:
     """Makes events with the numbers 0, 1, 2, ..., and stores their outcomes.
@@ -33,13 +36,15 @@ class Shop:
         self.bad: set[int] = set()
         self._random = random.Random(seed)
 
-    def event(self, *, poison: bool = False, padding: int = 0, bad: bool = False) -> tuple[int, Event]:
+    def event(self, *, poison: bool = False, padding: int = 0, bad: bool = False, group: str = "") -> tuple[int, Event]:
         """Return a new event and its number, which is one above the previous event's number.
 
         Args:
             poison: whether the server refuses every batch with this event.
             padding: the number of bytes to add to the event; if above 0, the event has a free text field for them.
             bad: whether the server has another reason to refuse the event, for example its size.
+            group: the beginning of the visitor's id. Groups share no visitors. The server judges the order of a visitor's
+                events by their numbers, so events that are tracked in no certain order need groups.
         """
         number = len(self.outcomes)
         [kind] = self._random.choices(range(len(NAMES)), _WEIGHTS)
@@ -51,14 +56,15 @@ class Shop:
             self.bad.add(number)
         self.outcomes.append(Reported.NEVER_TRACKED)
         self.names.append(kind)
-        return number, self._make(kind, number, POISON if poison else self._random.choice(_STOCKS), padding)
+        return number, self._make(
+            kind, number, _visitor(group, number), POISON if poison else self._random.choice(_STOCKS), padding
+        )
 
     def settle(self, number: int, outcome: Outcome | None) -> None:
         """Store the outcome of an accepted event; None if the client has reported no outcome."""
         self.outcomes[number] = reported(outcome, bad=number in self.bad)
 
-    def _make(self, kind: int, number: int, stock: str | None, padding: int) -> Event:
-        visitor = f"visitor{number % 997}"
+    def _make(self, kind: int, number: int, visitor: str, stock: str | None, padding: int) -> Event:
         match NAMES[kind]:
             case "view":
                 return View(session_external_id=visitor, product_id=number, stock_id=stock)
@@ -82,3 +88,10 @@ class Shop:
             case name:
                 fields = {"sessionExternalId": visitor, "productId": number, "note": "x" * padding}
                 return CustomEvent(name=name, fields=fields)
+
+
+def _visitor(group: str, number: int) -> str:
+    """Return the id of the visitor of an event: every eighth event is of one of a few busy visitors."""
+    if number % 8 == 0:
+        return f"{group}busy{number // 8 % _BUSY}"
+    return f"{group}visitor{number % 997}"

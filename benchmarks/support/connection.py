@@ -18,10 +18,12 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         requests: the number of requests read so far.
+        began: the loop time (seconds) at which the first bytes of the last request arrived.
     """
 
     def __init__(self) -> None:
         self.requests = 0
+        self.began = 0.0
         self._buffer = bytearray()
         self._target = b""
         # The length of the body that is being read; None while the head is being read.
@@ -34,6 +36,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Call `head_received` when a request's head is complete, and `request_received` when its body is, too."""
+        if self._length is None and not self._buffer:
+            self.began = asyncio.get_running_loop().time()
         self._buffer += data
         if self._length is None:
             head, end, _ = self._buffer.partition(b"\r\n\r\n")

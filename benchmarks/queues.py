@@ -1,0 +1,190 @@
+"""The queue of our client beside the same queue without ordering, to show what the order of each visitor costs.
+
+`Ordered` is the only code here that knows the methods of the client's queue.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import deque
+from itertools import count
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+
+from benchmarks import visitors
+from benchmarks.contestants import BATCH
+from retailrocket_async import Batching, Buffer, Codec, Receipt, View
+from retailrocket_async._queue.buffer import EventBuffer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+IN_FLIGHT = 75
+"""Batches in flight: what 50 requests a second keep under way if each takes 1.5 s."""
+
+_CYCLE = 200_000
+"""Number of different events, after which the same events come again."""
+
+
+_FULL = 90_000
+"""Number of waiting events at which the queue counts as full; its bound is 100,000."""
+
+
+class Queue(Protocol):
+    """What both queues can do."""
+
+    def put(self, envelope: bytes, visitor: str, /) -> None:
+        """Add one event, which must be within the bounds: its JSON and its visitor's id."""
+
+    def waiting(self) -> int:
+        """Return the number of waiting events."""
+
+    def take(self) -> object:
+        """Remove and return a batch; None if every waiting event has to wait for the end of another batch."""
+
+    def release(self, batch: Any, /) -> object:
+        """Report that a batch is settled."""
+
+
+class Ordered:
+    """Our client's queue."""
+
+    def __init__(self) -> None:
+        buffer = EventBuffer(Batching(), Buffer(), time.monotonic)
+        receipt = Receipt("view")
+        # The queue finds a visitor by this key.
+        key_of: Callable[[str], Any] = getattr(buffer, "lane_of", hash)
+        fits, append = buffer.fits, buffer.append
+
+        def put(envelope: bytes, visitor: str, /) -> None:
+            assert fits(len(envelope) + 1), "the queue is full"
+            append(envelope, receipt, key_of(visitor))
+
+        self.put = put
+        self.waiting = lambda: buffer.events
+        self.take = buffer.take
+        self.release = buffer.release
+
+
+@attrs.define(eq=False)
+class _PlainBatch:
+    envelopes: list[bytes] = attrs.field(factory=list[bytes])
+    receipts: list[Receipt] = attrs.field(factory=list[Receipt])
+    size: int = 1
+
+
+class _PlainBuffer:
+    """A bounded list of batches that keeps no order between them, with the same counters and bounds."""
+
+    def __init__(self, batching: Batching, bounds: Buffer) -> None:
+        self.events = 0
+        self.bytes = 0
+        self.bytes_in_flight = 0
+        self._batching = batching
+        self._bounds = bounds
+        self._batches = deque([_PlainBatch()])
+
+    def fits(self, size: int) -> bool:
+        bounds = self._bounds
+        return self.events < bounds.max_events and self.bytes + self.bytes_in_flight + size <= bounds.max_bytes
+
+    def append(self, envelope: bytes, receipt: Receipt) -> bool:
+        length = len(envelope) + 1
+        batch = self._batches[-1]
+        if len(batch.receipts) >= self._batching.max_events or batch.size + length > self._batching.max_bytes:
+            batch = _PlainBatch()
+            self._batches.append(batch)
+        batch.envelopes.append(envelope)
+        batch.receipts.append(receipt)
+        batch.size += length
+        self.events += 1
+        self.bytes += length
+        return self.events == self._batching.max_events
+
+    def take(self) -> _PlainBatch | None:
+        batch = self._batches.popleft()
+        if not self._batches:
+            self._batches.append(_PlainBatch())
+        self.events -= len(batch.receipts)
+        self.bytes -= batch.size - 1
+        self.bytes_in_flight += batch.size - 1
+        return batch
+
+    def release(self, batch: _PlainBatch) -> None:
+        self.bytes_in_flight -= batch.size - 1
+
+
+class Plain:
+    """The same queue without ordering: the floor."""
+
+    def __init__(self) -> None:
+        buffer = _PlainBuffer(Batching(), Buffer())
+        receipt = Receipt("view")
+        fits, append = buffer.fits, buffer.append
+
+        def put(envelope: bytes, visitor: str, /) -> None:  # noqa: ARG001 - as in `Ordered`
+            assert fits(len(envelope) + 1), "the queue is full"
+            append(envelope, receipt)
+
+        self.put = put
+        self.waiting = lambda: buffer.events
+        self.take = buffer.take
+        self.release = buffer.release
+
+
+def cost(visitor_count: int, events: int, rounds: int) -> dict[str, list[float]]:
+    """Return the CPU time of each round in µs per event, of both queues; rounds alternate between the queues.
+
+    Args:
+        visitor_count: the number of visitors; 0 if each event has a visitor of its own.
+        events: the number of measured events in each round.
+        rounds: the number of rounds.
+    """
+    encode = Codec().encode
+    cycle = (
+        visitors.stream(visitor_count, _CYCLE)
+        if visitor_count
+        else [f"visitor{number:06d}" for number in range(_CYCLE)]
+    )
+    # As in a real stream each event has its own bytes, so that both queues run with the same cold caches.
+    ready = [
+        (encode(View(session_external_id=visitor, product_id=number)), visitor) for number, visitor in enumerate(cycle)
+    ]
+    found: dict[str, list[float]] = {"ordered": [], "plain": []}
+    gc.collect()
+    gc.freeze()
+    # The first round warms up.
+    for number in range(rounds + 1):
+        queues: tuple[tuple[str, Queue], ...] = (("ordered", Ordered()), ("plain", Plain()))
+        for name, queue in queues:
+            measured = _cost_of(queue, ready, events)
+            if number:
+                found[name].append(measured)
+    return found
+
+
+def _cost_of(queue: Queue, ready: Sequence[tuple[bytes, str]], events: int) -> float:
+    """Return the CPU time in µs of putting, taking and releasing one event, while 75 batches are in flight."""
+    put, waiting, take, release = queue.put, queue.waiting, queue.take, queue.release
+    # Each batch in flight with the step at which it ends. At 50 requests a second a step is 20 ms.
+    in_flight: deque[tuple[int, object]] = deque()
+    steps = count()
+    begun, measured_from = 0.0, (IN_FLIGHT + 1) * BATCH
+    total = measured_from + events
+    for start in range(0, total, BATCH):
+        if start == measured_from:
+            begun = time.process_time()
+        position = start % (len(ready) - BATCH)
+        for envelope, visitor in ready[position : position + BATCH]:
+            put(envelope, visitor)
+        for step in steps:
+            if in_flight and in_flight[0][0] <= step:
+                release(in_flight.popleft()[1])
+            if (batch := take()) is not None:
+                in_flight.append((step + IN_FLIGHT, batch))
+            # If the batches are not full, ever more events wait, and then no more come for some steps.
+            if waiting() < _FULL:
+                break
+    return (time.process_time() - begun) / events * 1e6
