@@ -85,7 +85,8 @@ class TrackingApi:
         try:
             status = await self._handle(exchange)
         finally:
-            # There is no await between the answer and this step, so the next request of the client arrives later.
+            # No await comes between the answer and this step. So the client's next request arrives after this step, and
+            # a request that the client sent on the same connection without waiting for the answer was read before it.
             if exchange.opened is not None:
                 now = None if status is None else emulator.now()
                 emulator.order.close(exchange.opened, now, succeeded=status in _SUCCESS)

@@ -31,7 +31,6 @@ class WireProtocol(H11Protocol):
     """
 
     closes_on_reuse = False
-    _received_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Store the new connection in the state that the scope of every request contains."""
@@ -41,20 +40,12 @@ class WireProtocol(H11Protocol):
         # access logger, and the tested application may use this logger.
         self.access_log = False
 
-    def data_received(self, data: bytes) -> None:
-        """Note the time, and handle *data*."""
-        self._received_at = time.monotonic()
-        super().data_received(data)
-
     def handle_events(self) -> None:
-        """Handle received data, and store the time of receipt in the scope of a request whose head is now complete.
-
-        Uvicorn also calls this method after an answer, for a request that was received before that answer.
-        """
+        """Handle received data, and store the current time in the scope of a request whose head is now complete."""
         if self.closes_on_reuse and self.conn.trailing_data[0]:
             self.transport.close()
             return
-        self.app_state[_READ_AT] = self._received_at
+        self.app_state[_READ_AT] = time.monotonic()
         super().handle_events()
 
     @property

@@ -164,6 +164,7 @@ def test_a_refused_request(page: Page, emulator: EmulatorProcess) -> None:
     page.click("[data-view=refused]")
     rows(page, "[1].view.sessionExternalId: must be letters and digits only (and 7 more)")
     page.click(".row")
+    page.wait_for_selector(".reasons li")
     [refused] = emulator.refused()
 
     assert refused["reasons"] == page.locator(".reasons li").all_inner_texts()
