@@ -167,6 +167,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             watch=self._watch,
         )
         super().__init__(engine)
+        self._at_most_once = retry.once_names
         self._before_send = before_send
         self._preparation = Preparation(engine, self._codec, batching, before_send)
         # `track` runs for every event, and attributes of the client itself are faster to read.
@@ -192,6 +193,14 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         finally:
             # The traceback of an error refers to this frame, so remove the key from its variables.
             options.clear()
+
+    @property
+    def at_most_once(self) -> frozenset[str]:
+        """The names of the events that are never sent again if the API may have recorded them.
+
+        These are `WelcomeSequence` and the events of `RetryPolicy.at_most_once`.
+        """
+        return self._at_most_once
 
     async def track(self, event: Event) -> Receipt:
         """Accept one event for delivery, and return its receipt; waits only while the buffer is full.
