@@ -167,6 +167,7 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             watch=self._watch,
         )
         super().__init__(engine)
+        self._at_most_once = retry.once_names
         self._before_send = before_send
         self._preparation = Preparation(engine, self._codec, batching, before_send)
         # `track` runs for every event, and reads these three values faster if they are attributes of the client itself.
@@ -193,6 +194,14 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
             # The traceback of an error refers to this frame, and some tools print the variables of frames. So remove
             # the key from `options`.
             options.clear()
+
+    @property
+    def at_most_once(self) -> frozenset[str]:
+        """The names of the events that are never sent again if the API may have recorded them.
+
+        These are `WelcomeSequence` and the events of `RetryPolicy.at_most_once`.
+        """
+        return self._at_most_once
 
     async def track(self, event: Event) -> Receipt:
         """Accept one event for delivery, and return its receipt; waits only while the buffer is full.

@@ -125,7 +125,7 @@ def _once_names(events: object) -> frozenset[str]:
     if any(type(choice) is not bool for choice in choices.values()):
         raise ConfigurationError("RetryPolicy.at_most_once must map events to True or False")
     forbidden, permitted = (_names([event for event in choices if choices[event] is which]) for which in (True, False))
-    return frozenset((default | forbidden) - permitted)
+    return frozenset((default - permitted) | forbidden)
 
 
 def _names(events: object) -> frozenset[str]:

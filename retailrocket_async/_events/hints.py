@@ -59,7 +59,7 @@ def _is_whole(value: object, kind: type) -> bool:
 
 def uuid_hint(value: object) -> str:
     """Return a hint at `uuid4().hex` for a UUID: as an object, or as text with hyphens, braces or ``urn:uuid:``."""
-    text = cast("str", value) if type(value) is str else ""
+    text = value if type(value) is str else ""
     if type(value) is uuid.UUID or (len(text) <= _LONGEST and _UUID.fullmatch(text.strip())):
         return "; a UUID must have no hyphens and no other marks: use uuid4().hex"
     return ""
@@ -75,11 +75,10 @@ def phone_hint(value: object) -> str:
 
 
 def _e164(value: object) -> str | None:
-    if type(value) is int:
-        # A text of a larger number would be slow to make.
-        text = str(value) if 0 < value < 10**16 else ""
-    else:
-        text = cast("str", value) if type(value) is str else ""
+    text = value if type(value) is str else ""
+    if type(value) is int and 0 < value < 10**16:
+        # The text of a larger number would be slow to make.
+        text = str(value)
     if len(text) > _LONGEST:
         return None
     found = _PHONE.fullmatch(_joined(text))

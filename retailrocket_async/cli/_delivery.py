@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from retailrocket_async import ClientClosedError, Stats
+from retailrocket_async import ClientClosedError, Codec, EventValidationError, Stats
 from retailrocket_async.cli._explain import explain, is_hopeless
 from retailrocket_async.cli._lines import BadLine, events_of
 from retailrocket_async.cli._reading import Reader
@@ -23,7 +23,7 @@ from retailrocket_async.cli._signals import ending_signals
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from retailrocket_async import AsyncTrackingClient, StateChange, UndeliveredEvent
+    from retailrocket_async import AsyncTrackingClient, Event, StateChange, UndeliveredEvent
     from retailrocket_async.cli._lines import Lines
     from retailrocket_async.cli._reading import Source
     from retailrocket_async.cli._rejects import Rejects
@@ -113,6 +113,7 @@ class Delivery:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._outcomes_reported = asyncio.Event()
+        self._encode = Codec().encode
         self._bytes = 0
         self._client: AsyncTrackingClient
         self.result = Result()
@@ -167,8 +168,7 @@ class Delivery:
                         if not result.bad % _YIELD_EVERY:
                             await asyncio.sleep(0)
                     else:
-                        await client.track(found)
-                        result.events += 1
+                        await self._track(found, lines)
                 self._bytes = stored + chunk.position
                 place = f"{chunk.source.name}:{lines.number}"
                 if not chunk.data:
@@ -180,6 +180,15 @@ class Delivery:
         except ClientClosedError:
             # The client was closed while `track` waited for space in the buffer: this line's event is not accepted.
             result.stopped_at = f"{lines.source}:{lines.number - 1}" if lines is not None else place
+
+    async def _track(self, event: Event, lines: Lines) -> None:
+        """Track the event of the line that `lines` has just parsed; reject the line if the client refuses the event."""
+        try:
+            await self._client.track(event)
+        except EventValidationError as error:
+            self._reject(BadLine(lines.source, lines.number, str(error), self._encode(event) + b"\n"))
+        else:
+            self.result.events += 1
 
     async def _on_outcome(self, undelivered: Sequence[UndeliveredEvent]) -> None:
         """Count undelivered events by reason, and write them to the rejects; stop if all further events would fail."""

@@ -23,6 +23,8 @@ def explain(outcome: Undelivered) -> str:  # noqa: PLR0911 - a sentence for each
         case Abandoned(reason="halted"):
             # `failure` is the kind of failure, a colon, and a sentence that names the setting and the correct value.
             return (outcome.failure or "sending is halted").partition(": ")[2] or "sending is halted"
+        case Abandoned(reason="at_most_once"):
+            return "perhaps recorded, and never sent twice by this command: find out before you send it again"
         case Abandoned(status=429):
             return "the shop's request limit is used up: lower --rate, or wait for its other processes (HTTP 429)"
         case Abandoned(status=int(status)):

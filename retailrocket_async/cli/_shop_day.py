@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from retailrocket_async import (
     AddToBasket,
     CategoryView,
+    EmailClick,
     GroupView,
     ImpressionContentClicked,
     ImpressionContentViewed,
@@ -94,10 +95,12 @@ class _Visitor:
             yield self._act(Search, search_phrase=self._chance.choice(_PHRASES), stock_id=self._stock)
         elif way < 0.7:
             yield self._act(CategoryView, category_id=self._chance.randint(1, 1_669))
+        elif way < 0.75:
+            yield self._act(EmailClick, mail_tracking_id=f"{self._chance.getrandbits(96):024x}")
         else:
             content = f"banner-{self._chance.randint(1, 9)}"
             yield self._act(ImpressionContentViewed, impression_content_id=content)
-            if way < 0.85:
+            if way < 0.875:
                 yield self._act(ImpressionContentClicked, impression_content_id=content)
 
     def _look(self) -> Acts:

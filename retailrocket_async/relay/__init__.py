@@ -14,7 +14,7 @@ from retailrocket_async.relay._memory import MemorySource, MemoryStream
 from retailrocket_async.relay._publish import Publisher, publish_envelopes
 from retailrocket_async.relay._relay import Relay
 from retailrocket_async.relay._settings import RelaySettings
-from retailrocket_async.relay._source import DeadLetter, DeadLetters, Lag, Message, Source
+from retailrocket_async.relay._source import DeadLetter, DeadLetters, Lag, Message, RecordsSending, Source
 from retailrocket_async.relay._stats import RelayStats
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "NatsSource",
     "NatsSubject",
     "Publisher",
+    "RecordsSending",
     "RedisStream",
     "RedisStreamSource",
     "Relay",

@@ -29,9 +29,19 @@ class Disposition(NamedTuple):
     reason: str = ""
 
 
-def disposition_of(outcome: Outcome) -> Disposition:  # noqa: PLR0911 - a table
-    """Return what the relay does with a message whose event had this outcome."""
+def disposition_of(outcome: Outcome, *, once: bool = False) -> Disposition:  # noqa: PLR0911 - a table
+    """Return what the relay does with a message whose event had this outcome.
+
+    Args:
+        outcome: the outcome.
+        once: whether the event must be sent at most once (`RetryPolicy.at_most_once`); default False.
+    """
     match outcome:
+        case Abandoned(reason=("closed" | "cancelled" | "halted") as cause, maybe_recorded=True) if once:
+            # A message that is retried may be sent again, by this relay or by another one.
+            return Disposition("dead", "at_most_once", f"at_most_once: {cause}, may have been recorded")
+        case Kept(maybe_recorded=True) if once:
+            return Disposition("dead", "at_most_once", "at_most_once: kept in the spool, may have been recorded")
         case Delivered():
             return Disposition("delivered")
         case Rejected(scope="access"):

@@ -12,6 +12,7 @@ from retailrocket_async import ConfigurationError
 from retailrocket_async._runtime.foreign_code import write_log
 from retailrocket_async.relay._address import without_secrets
 from retailrocket_async.relay._library_call import result_of
+from retailrocket_async.relay._source import RecordsSending
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -122,6 +123,18 @@ class ReconnectingSource:
     async def extend(self, messages: Sequence[Message], timeout: float) -> bool:  # noqa: ASYNC109 - it limits foreign code
         """Extend the leases of messages; return False if the call fails or takes longer than `timeout` seconds."""
         return await self._call("extend", self._source.extend(messages), timeout) is not _FAILED
+
+    @property
+    def records_sending(self) -> bool:
+        """Whether the source has to be told which messages are about to be sent; see `RecordsSending`."""
+        return isinstance(self._source, RecordsSending)
+
+    async def record_sending(self, messages: Sequence[Message]) -> Sequence[Message] | None:
+        """Record that messages are about to be sent; return those that may be sent, or None if the call failed."""
+        if not isinstance(self._source, RecordsSending):
+            return messages
+        found = await self._call("record_sending", self._source.record_sending(messages))
+        return None if found is _FAILED else cast("Sequence[Message]", found)
 
     async def release(self, messages: Sequence[Message], timeout: float) -> bool:  # noqa: ASYNC109 - the same
         """Return messages to the broker; return False if the call fails or takes longer than `timeout` seconds."""

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING
 from retailrocket_async import BufferFullError, ClientClosedError, ConfigurationError, UsageError
 from retailrocket_async._runtime.foreign_code import write_log
 from retailrocket_async._runtime.uncopyable import Uncopyable
+from retailrocket_async.relay._at_most_once import AtMostOnce
 from retailrocket_async.relay._reconnecting_source import ReconnectingSource
 from retailrocket_async.relay._timestamp import Timestamps
 from retailrocket_async.relay._window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from retailrocket_async import AsyncTrackingClient
-    from retailrocket_async.relay._source import Lag, Source
+    from retailrocket_async.relay._source import Lag, Message, Source
     from retailrocket_async.relay._stats import RelayStats
 
 BATCH = 500
@@ -60,6 +61,10 @@ logger = logging.getLogger("retailrocket_async")
 
 class Relay(Uncopyable):
     """Delivers the events that services publish to a broker, each event at least once.
+
+    The events that ``RetryPolicy.at_most_once`` of the client names are delivered at most once: if the broker hands out
+    such an event a second time, nobody knows whether the event was sent, and the message becomes a dead letter with the
+    reason ``"at_most_once"``. `WelcomeSequence` is always among these events unless the policy permits otherwise.
 
     A message is acknowledged when its event has an outcome. If the API refuses the event, or the message is no valid
     event, the message is stored as a dead letter first. While the API is down or refuses the key, the relay keeps the
@@ -113,7 +118,8 @@ class Relay(Uncopyable):
         self._allow_extra = allow_extra
         self._other_trouble = trouble
         self._timestamps = Timestamps(allow_custom=allow_custom, allow_extra=allow_extra)
-        self._window = Window(window, window_bytes)
+        self._once = AtMostOnce(client.at_most_once, allow_custom=allow_custom, allow_extra=allow_extra)
+        self._window = Window(window, window_bytes, self._once)
         self._stopping = asyncio.Event()
         self._ran = False
 
@@ -252,7 +258,12 @@ class Relay(Uncopyable):
             await self._sleep(_RETRY)
         try:
             while window.held:
-                envelopes = [self._timestamps.envelope_of(message) for message in window.first_held(_TRACKED)]
+                messages = window.first_held(_TRACKED)
+                if not await self._recorded(messages):
+                    return
+                if messages != window.first_held(_TRACKED):
+                    continue
+                envelopes = [self._timestamps.envelope_of(message) for message in messages]
                 window.tracked(
                     await self._client.track_envelopes(
                         envelopes, allow_custom=self._allow_custom, allow_extra=self._allow_extra
@@ -264,6 +275,23 @@ class Relay(Uncopyable):
         except ClientClosedError:
             # The relay is shutting down. `_end` returns the held messages to the broker.
             return
+
+    async def _recorded(self, messages: Sequence[Message]) -> bool:
+        """Let the broker record which of the messages are about to be sent, if their events must be sent at most once.
+
+        Return whether the messages may be sent; False if the call failed.
+        """
+        once = [message for message in messages if self._once.has(message)] if self._source.records_sending else []
+        if not once:
+            self._source.skipped("record_sending")
+            return True
+        recorded = await self._source.record_sending(once)
+        if recorded is None:
+            return False
+        kept = set(recorded)
+        if lost := [message for message in once if message not in kept]:
+            self._window.first_held_lost(lost)
+        return True
 
     async def _settle(self, *, at_end: bool = False) -> bool:
         """Settle the messages that have an outcome.

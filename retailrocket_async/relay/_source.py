@@ -137,6 +137,19 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class RecordsSending(Protocol):
+    """A further method of a source whose broker does not count how often a message was handed out."""
+
+    async def record_sending(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Record that these messages are about to be sent; return those that still belong to this relay.
+
+        The relay calls the method only for events that must be sent at most once, and sends only the messages that
+        were returned. If such a message is handed out again after a crash, its `deliveries` must be above 1.
+        """
+        ...
+
+
+@runtime_checkable
 class DeadLetters(Protocol):
     """Lists a source's dead letters, publishes them again, or removes them."""
 

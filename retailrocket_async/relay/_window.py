@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from retailrocket_async import Outcome, Receipt
+    from retailrocket_async.relay._at_most_once import AtMostOnce
     from retailrocket_async.relay._source import Message
 
 _UNCHANGED = 100
@@ -43,6 +44,7 @@ class Window:
     Args:
         messages: largest number of messages.
         size: largest total size of the messages' bodies in bytes; the last fetch may exceed this size.
+        once: tells which events must be sent at most once.
 
     Attributes:
         held: messages that wait to be tracked, or to be returned to the broker.
@@ -51,13 +53,14 @@ class Window:
         dead: messages that have to be stored as dead letters, each with its reason.
     """
 
-    def __init__(self, messages: int, size: int) -> None:
+    def __init__(self, messages: int, size: int, once: AtMostOnce) -> None:
         self.held: deque[Message] = deque()
         self.open: list[tuple[Message, Receipt]] = []
         self.done: list[Message] = []
         self.dead: list[tuple[Message, str]] = []
         self._max_messages = messages
         self._max_size = size
+        self._once = once
         self._size = 0
         # The average size of a message in the last fetch, in bytes.
         self._typical = 1
@@ -92,10 +95,17 @@ class Window:
         return [*(message for message, _ in self.open), *self.held, *self.done, *(message for message, _ in self.dead)]
 
     def add(self, messages: Sequence[Message]) -> None:
-        """Add messages that the broker handed out."""
+        """Add messages that the broker handed out.
+
+        A message whose event must be sent at most once becomes a dead letter if the message was handed out before.
+        """
         if not messages:
             return
-        self.held.extend(messages)
+        for message in messages:
+            if message.deliveries > 1 and self._once.forbids(message):
+                self._add_dead(message, "at_most_once", "at_most_once: handed out before, may have been recorded")
+            else:
+                self.held.append(message)
         size = _size(messages)
         self._size += size
         self._typical = max(1, size // len(messages))
@@ -156,13 +166,13 @@ class Window:
                 delivered += 1
                 maybe_duplicates += outcome.maybe_duplicate or message.deliveries > 1
             else:
-                self._dispose(message, outcome)
+                self._dispose(message, outcome, once=receipt.event_name in self._once.names)
         self.open[:looked_at] = still
         self._counts["delivered"] += delivered
         self._counts["maybe_duplicates"] += maybe_duplicates
 
-    def _dispose(self, message: Message, outcome: Outcome) -> None:
-        disposition = disposition_of(outcome)
+    def _dispose(self, message: Message, outcome: Outcome, *, once: bool) -> None:
+        disposition = disposition_of(outcome, once=once)
         if disposition.kind == "retry":
             self.held.append(message)
         elif disposition.kind == "dead":
@@ -184,6 +194,13 @@ class Window:
         """Remove the messages in `dead`: the broker has stored them as dead letters."""
         self._size -= _size(message for message, _ in self.dead)
         self.dead = []
+
+    def first_held_lost(self, messages: Sequence[Message]) -> None:
+        """Remove messages from `held` that belong to another relay now; the broker ignores their acknowledgement."""
+        lost = set(messages)
+        self.done += [message for message in self.held if message in lost]
+        self.held = deque(message for message in self.held if message not in lost)
+        self._counts["released"] += len(lost)
 
     def held_released(self) -> None:
         """Remove the messages in `held`: they were returned to the broker."""

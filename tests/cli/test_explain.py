@@ -17,6 +17,14 @@ def test_refusal_is_explained_by_options(status: int) -> None:
     assert explanation.endswith(f"(HTTP {status})")
 
 
+@pytest.mark.parametrize("status", [None, 503, 429])
+def test_an_event_that_is_sent_at_most_once(status: int | None) -> None:
+    """If an event must not be sent twice and may have been recorded, it is not advised to send it again."""
+    explanation = explain(Abandoned(reason="at_most_once", maybe_recorded=True, status=status))
+
+    assert explanation == "perhaps recorded, and never sent twice by this command: find out before you send it again"
+
+
 @pytest.mark.parametrize(
     ("outcome", "hopeless"),
     [

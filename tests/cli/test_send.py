@@ -209,6 +209,27 @@ def test_custom_events(tmp_path: Path) -> None:
         assert {"wishlist": 1} == emulator.stats()["events"]
 
 
+def test_undocumented_fields() -> None:
+    """If an event has a field that is not documented, it is sent only with `--allow-extra`, with the field."""
+    line = b'{"view":{"sessionExternalId":"a1","productId":1,"link":{"name":"crm"}}}\n'
+    with emulator_process(Settings(allow_unknown_fields=True)) as emulator:
+        refused = run_command("send", "-", "--allow-custom", env=settings_for(emulator), stdin=line)
+        sent = run_command("send", "-", "--allow-extra", env=settings_for(emulator), stdin=line)
+
+        assert (1, 0) == (refused.exit_code, sent.exit_code)
+        assert "view has unknown fields: 'link'" in refused.stderr
+        assert {"view": 1} == emulator.stats()["events"]
+
+
+def test_an_event_that_must_be_sent_alone(emulator: EmulatorProcess) -> None:
+    """If no batch may hold an event, its line is bad, the line's number is printed, and the other lines are sent."""
+    alone = b'{"categoryViewByCategoryPath":{"sessionExternalId":"a1","categoryPath":"a/b"}}\n'
+    result = run_command("send", "-", env=settings_for(emulator), stdin=views(2) + alone + views(1))
+
+    assert (1, {"view": 3}) == (result.exit_code, emulator.stats()["events"])
+    assert "bad line <stdin>:3: categoryViewByCategoryPath must be sent alone" in result.stderr
+
+
 def test_bad_lines_do_not_hold_up_good_ones(emulator: EmulatorProcess) -> None:
     """If some lines are bad, they are printed, the good ones are delivered, and the exit status is 1."""
     result = run_command("send", "-", env=settings_for(emulator), stdin=views(2) + b"oops\n" + views(1))

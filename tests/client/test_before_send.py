@@ -271,6 +271,9 @@ def test_every_typed_method_is_seen() -> None:
         "contact_external_id": "c",
         "recom_block_id": "r",
         "impression_content_id": "i",
+        "mail_tracking_id": "m",
+        "email": "a@b.ru",
+        "category_path": "a/b",
     }
 
     async def test() -> set[str]:

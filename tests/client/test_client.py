@@ -425,6 +425,7 @@ async def test_every_typed_method_tracks_its_event(name: str) -> None:
         "price": 9.5, "transaction": "T", "category_id": 4, "search_phrase": "диван", "contact_external_id": "c1",
         "email": "a@b.ru", "phone": "+79161234567", "custom_data": {"k": [1]}, "recom_block_id": "r",
         "impression_content_id": "i", "stock_id": "Moscow", "timestamp": datetime.now(UTC),
+        "mail_tracking_id": "m", "category_path": "Кухня/Вилки", "extra": {"link": {"name": "crm"}},
     }  # fmt: skip
     cls = EVENT_TYPES[name]
     fields = {field.name: values[field.name] for field in attrs.fields(cls)}

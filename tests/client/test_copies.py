@@ -102,6 +102,11 @@ RECORDS: dict[str, Callable[[], Any]] = {
         session_external_id=SESSION, impression_content_id="i"
     ),
     "Kept": lambda: rr.Kept(attempts=2),
+    "EmailClick": lambda: rr.EmailClick(session_external_id=SESSION, mail_tracking_id="5b", custom_data={"a": 1}),
+    "WelcomeSequence": lambda: rr.WelcomeSequence(session_external_id=SESSION, email="a@b", extra={"link": {"a": 1}}),
+    "CategoryViewByCategoryPath": lambda: rr.CategoryViewByCategoryPath(
+        session_external_id=SESSION, category_path="a/b"
+    ),
     "ObservedClient": _observed,
     "ObservedRequest": lambda: rr.ObservedRequest(
         path="view", attempt=1, events=1, size=2, direct=True, tracked=("span",)

@@ -287,6 +287,8 @@ async def test_a_predicate_that_raises_is_no_throttling(
         {"at_most_once": ["Order"]},
         {"at_most_once": ["add_to_basket"]},
         {"at_most_once": [""]},
+        {"at_most_once": {"order": 1}},
+        {"at_most_once": {"Order": True}},
     ],
 )
 def test_bad_policies_fail_at_construction(options: dict[str, Any]) -> None:

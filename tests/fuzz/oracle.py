@@ -41,11 +41,14 @@ def sound(event: Event) -> bytes:
     """Check that an event can be encoded, decoded again, and accepted by the emulator; return its envelope."""
     assert isinstance(event, Event)
     for codec in _CODECS:
-        envelope = codec.encode(event)
-        verdict = judged("/1.0/visitorEvents", join([envelope]), allow_unknown=type(event) is CustomEvent)
+        path, body = f"/1.0/{event.event_name}", codec.encode_bare(event)
+        if event.batchable:
+            path, body = "/1.0/visitorEvents", join([codec.encode(event)])
+        has_extra = getattr(event, "extra", None) is not None
+        verdict = judged(path, body, allow_unknown=type(event) is CustomEvent, allow_extra=has_extra)
         assert not isinstance(verdict, Refusal), f"the emulator refuses it: {verdict}"
     sent = EXACT.encode(event)
-    back = EXACT.decode(sent, allow_custom=True)
+    back = EXACT.decode(sent, allow_custom=True, allow_extra=True)
     assert event == back, "it comes back as another event"
     assert sent == EXACT.encode(back), "it is sent another way the second time"
     return sent
@@ -60,7 +63,12 @@ def faithful(event: Event, data: bytes | str) -> None:
     if isinstance(event, CustomEvent):
         assert _same(event.fields, body), "a custom event's fields are not those of the text"
         return
+    documented = {camel(field) for field in attrs.fields_dict(type(event)) if field != "extra"}
+    extra = {name: value for name, value in body.items() if name not in documented}
+    assert _same(getattr(event, "extra", None) or {}, extra), "the extra fields are not those of the text"
     for field in attrs.fields_dict(type(event)):
+        if field == "extra":
+            continue
         ours, told = getattr(event, field), body.get(camel(field))
         if field in ("price", "quantity"):
             assert float(ours) == float(told), f"{field} is not that of the text"
@@ -78,8 +86,8 @@ def _same(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def judged(path: str, body: bytes, *, allow_unknown: bool) -> Any:
+def judged(path: str, body: bytes, *, allow_unknown: bool, allow_extra: bool = False) -> Any:
     """Return the emulator's verdict on a request's body: a `Refusal`, or the events in the body."""
     record = RequestRecord(1, 0.0, "POST", path, {}, "application/json", size=len(body))
-    settings = Settings(allow_unknown_events=allow_unknown, max_body_bytes=MAX_BODY)
+    settings = Settings(allow_unknown_events=allow_unknown, allow_unknown_fields=allow_extra, max_body_bytes=MAX_BODY)
     return judge_body(settings, record, body)

@@ -52,9 +52,9 @@ _NOW = datetime(2024, 2, 29, 12, tzinfo=UTC)
 def decode(data: bytes) -> None:
     """Decode an event from bytes, and from the same bytes as text, which may have lone surrogates."""
     for text in (data, data.decode(errors="surrogateescape")):
-        for allow_custom in (False, True):
+        for allowed in (False, True):
             try:
-                event = EXACT.decode(text, allow_custom=allow_custom)
+                event = EXACT.decode(text, allow_custom=allowed, allow_extra=allowed)
             except EventValidationError as error:
                 brief(error)
                 continue
@@ -118,9 +118,9 @@ def structure(data: bytes) -> None:
     for _ in range(draw.byte() % 3):
         body[draw.pick(list(body)) if draw.chance(2) else draw.text()] = drawn.value(draw)
     found = draw.pick([{cls.wire_name: body}, {cls.wire_name: drawn.value(draw)}, drawn.value(draw)])
-    for allow_custom in (False, True):
+    for allowed in (False, True):
         try:
-            event = EXACT.from_wire(found, allow_custom=allow_custom)
+            event = EXACT.from_wire(found, allow_custom=allowed, allow_extra=allowed)
         except EventValidationError as error:
             brief(error)
         else:

@@ -253,9 +253,38 @@ class TestNotes:
         assert len(await source.list_dead(99)) == 5
         await source.aclose()
 
+    async def test_what_may_have_been_sent(self, server: KafkaServer, topic: str, publisher: KafkaTopic) -> None:
+        """If a reader recorded that it would send a message and ended, the next reader sees a second delivery."""
+        await publisher.publish(numbered(6))
+        source = make(server, topic)
+        await source.open()
+        found = await fetch_all(source, 6)
+        assert list(await source.record_sending(found[1:4])) == found[1:4]
+        await source.settle(found[:2], [])
+        await source.aclose()
+        assert list(await source.record_sending(found[1:4])) == []
+        source = make(server, topic)
+        await source.open()
+        again = await fetch_all(source, 4)
+
+        assert bodies_of(again) == bodies_of(found[2:])
+        assert [message.deliveries for message in again] == [2, 2, 1, 1]
+        await source.aclose()
+
 
 class TestFailures:
     """Tests with a cluster that fails."""
+
+    async def test_a_record_during_a_rebalance(
+        self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic
+    ) -> None:
+        """If the group refuses to record a message that will be sent, an error is raised; the next call works."""
+        await publisher.publish(numbered(3))
+        found = await fetch_all(source, 3)
+        server.fail(COMMIT, REBALANCE, 1)
+        with pytest.raises(ConnectionError, match="at most once"):
+            await source.record_sending(found[:1])
+        assert list(await source.record_sending(found[:1])) == found[:1]
 
     async def test_commit_during_a_rebalance(
         self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic, topic: str

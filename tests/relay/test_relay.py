@@ -35,6 +35,7 @@ from retailrocket_async import (
     ConfigurationError,
     Delivered,
     Dropped,
+    Kept,
     Order,
     Rejected,
     RetryPolicy,
@@ -315,6 +316,7 @@ DISPOSITIONS: list[tuple[Outcome, str, str]] = [
     (Dropped(reason="before_send"), "filtered", ""),
     (Abandoned(reason="closed", maybe_recorded=True), "retry", ""),
     (Abandoned(reason="cancelled", maybe_recorded=True), "retry", ""),
+    (Abandoned(reason="halted", maybe_recorded=False), "retry", ""),
     (
         Abandoned(reason="retries_exhausted", maybe_recorded=True, status=503),
         "dead",
@@ -342,6 +344,18 @@ def test_dispositions(outcome: Outcome, kind: str, reason: str) -> None:
 
     assert (kind, reason) == (disposition.kind, disposition.reason)
     assert reason.startswith(disposition.cause)
+
+
+@pytest.mark.parametrize(("outcome", "kind", "reason"), DISPOSITIONS, ids=str)
+def test_dispositions_of_events_that_are_sent_at_most_once(outcome: Outcome, kind: str, reason: str) -> None:
+    """If an event is sent at most once and may have been recorded, the message is never retried."""
+    disposition = disposition_of(outcome, once=True)
+
+    if kind == "retry" and isinstance(outcome, Abandoned | Kept) and outcome.maybe_recorded:
+        assert (disposition.kind, disposition.cause) == ("dead", "at_most_once")
+        assert disposition.reason.endswith(", may have been recorded")
+    else:
+        assert (kind, reason) == (disposition.kind, disposition.reason)
 
 
 # --- the API fails ---
@@ -424,6 +438,142 @@ def test_a_wrong_key_makes_no_dead_letters(status: int, *, outlast: bool) -> Non
         assert scene.relay.unready is None
         assert await scene.source.list_dead(10) == []
         assert sorted(transport.recorded_numbers) == list(range(100))
+        assert await scene.stop()
+
+    run(test())
+
+
+WELCOME = b'{"welcomeSequence":{"sessionExternalId":"v1","email":"a@b.ru","timestamp":"2026-03-01T10:15:00+00:00"}}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        WELCOME,
+        b" \n" + WELCOME.replace(b":{", b" : {", 1),
+        WELCOME.replace(b"welcome", b"\\u0077elcome", 1),
+        WELCOME.replace(b',"timestamp":"2026-03-01T10:15:00+00:00"', b""),
+    ],
+)
+def test_a_crash_does_not_repeat_an_event_that_is_sent_at_most_once(body: bytes) -> None:
+    """If a relay is killed during a request, the next relay sends all events but `WelcomeSequence`, which is dead."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(PARKED)
+        first = Scene(transport, lease=1.0).start()
+        await first.stream.publish([body, *envelopes(range(3))])
+        await first.until(lambda: transport.parked == 1)
+        # The first relay never settles its messages: its process was killed.
+        transport.then = OK
+        second = Scene(transport, stream=first.stream, name="relay-2", lease=1.0)
+        first.relay._source.connected = False
+        first.source.extend = _fail
+        first.source.settle = _fail
+        second.start()
+        await second.until(lambda: sum(second.relay.stats().dead.values()) == 1)
+        await second.until_delivered(3)
+        [letter] = await second.source.list_dead(10)
+        assert letter.body == body
+        assert letter.reason == "at_most_once: handed out before, may have been recorded"
+        assert sum(b"elcomeSequence" in request.body for request in transport.requests) == 1
+        assert await second.stop()
+        transport.release()
+        first.running.cancel()
+        await asyncio.wait({first.running})
+
+    run(test())
+
+
+async def _fail(*_: object) -> None:
+    raise ConnectionError("the process was killed")
+
+
+def test_an_end_during_a_request_does_not_repeat_an_event_that_is_sent_at_most_once() -> None:
+    """If a relay ends during a request, its `WelcomeSequence` becomes a dead letter, and other events are returned."""
+
+    async def test() -> None:
+        transport = ScriptedTransport(then=PARKED)
+        scene = Scene(transport, grace=1.0).start()
+        await scene.stream.publish([WELCOME, *envelopes(range(3))])
+        await scene.until(lambda: transport.parked == 1)
+        assert await scene.stop()
+        [letter] = await scene.source.list_dead(10)
+        assert (letter.body, letter.reason) == (WELCOME, "at_most_once: closed, may have been recorded")
+        assert scene.relay.stats().released == 3
+
+    run(test())
+
+
+class Recording(MemorySource):
+    """A source whose broker does not count deliveries.
+
+    Attributes:
+        recorded: the messages that the relay was about to send.
+        lost: whether the messages belong to another relay now.
+        fails: whether the next calls fail.
+    """
+
+    def __init__(self, stream: MemoryStream) -> None:
+        super().__init__(stream)
+        self.recorded: list[bytes] = []
+        self.lost = self.fails = False
+
+    async def record_sending(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Record the messages."""
+        if self.fails:
+            raise ConnectionError("away")
+        self.recorded += [message.body for message in messages]
+        return [] if self.lost else messages
+
+
+def test_a_source_records_what_is_about_to_be_sent() -> None:
+    """If a broker does not count deliveries, the source records each `WelcomeSequence` before it is sent."""
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        stream = MemoryStream()
+        source = Recording(stream)
+        source.fails = True
+        scene = Scene(transport, stream=stream, source=source).start()
+        await stream.publish([*envelopes(range(3)), WELCOME])
+        await scene.until(lambda: scene.relay.unready is not None)
+        assert not any(b"welcomeSequence" in request.body for request in transport.requests)
+        source.fails = False
+        await scene.until_delivered(4)
+        assert source.recorded == [WELCOME]
+        assert scene.relay.unready is None
+        assert await scene.stop()
+
+    run(test())
+
+
+def test_a_message_of_another_relay_is_not_sent() -> None:
+    """If a `WelcomeSequence` belongs to another relay when it is about to be sent, this relay does not send it."""
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        stream = MemoryStream()
+        source = Recording(stream)
+        source.lost = True
+        scene = Scene(transport, stream=stream, source=source).start()
+        await stream.publish([WELCOME, *envelopes(range(3))])
+        await scene.until_delivered(3)
+        assert not any(b"welcomeSequence" in request.body for request in transport.requests)
+        assert await scene.stop()
+
+    run(test())
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_allow_extra(*, allowed: bool) -> None:
+    """If `allow_extra` is set, undocumented fields are delivered; otherwise their event becomes a dead letter."""
+
+    async def test() -> None:
+        transport = ScriptedTransport()
+        scene = Scene(transport, allow_extra=allowed).start()
+        await scene.stream.publish([b'{"view":{"sessionExternalId":"v1","productId":1,"link":{"name":"crm"}}}'])
+        await scene.until(lambda: scene.relay.stats().delivered + sum(scene.relay.stats().dead.values()) == 1)
+        assert any(b'"link":{"name":"crm"}' in request.body for request in transport.requests) is allowed
         assert await scene.stop()
 
     run(test())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,3 +129,35 @@ def test_nothing_handed_out() -> None:
     assert watermark.changes == watermark.committed
     assert watermark.note == ""
     assert watermark.pending == 0
+
+
+def test_the_note_says_what_may_have_been_sent() -> None:
+    """If messages were recorded as about to be sent, the next reader knows which messages may have been sent."""
+    watermark = Watermark(10)
+    for offset in range(10, 16):
+        watermark.hand_out(offset)
+    watermark.record_sending(12)
+    watermark.record_sending(11)
+    watermark.settle(11)
+    following = Watermark(watermark.settled_below, watermark.note)
+
+    assert watermark.note == "sent below: 13; settled above: 1 1"
+    assert following.maybe_sent_below == following.sent_below == 13
+    assert [following.hand_out(offset) for offset in range(10, 16)] == [True, False, True, True, True, True]
+
+
+def test_a_settled_message_leaves_no_mark() -> None:
+    """If all messages that were recorded as about to be sent are settled, the note does not mention them."""
+    watermark = Watermark(10)
+    watermark.hand_out(10)
+    watermark.hand_out(11)
+    watermark.record_sending(10)
+    watermark.settle(10)
+
+    assert watermark.note == ""
+
+
+@pytest.mark.parametrize("note", ["sent below: x; settled above: 0 1", "sent below: ", "sent below: -1; "])
+def test_a_broken_mark(note: str) -> None:
+    """If a note was not written by this class, it is read as if no message had been sent."""
+    assert Watermark(10, note).maybe_sent_below == 0

@@ -51,6 +51,26 @@ async def test_at_most_once_holds_over_a_crash(emulator: RunningEmulator, tmp_pa
     assert numbers(emulator) == [7]
 
 
+async def test_names_of_envelopes_with_spaces(emulator: RunningEmulator, tmp_path: Path) -> None:
+    """If an envelope has spaces or escapes before its name, `at_most_once` holds for its event over a crash, too."""
+    envelope = (
+        b' { "welcomeSequence" : {"sessionExternalId":"a","email":"a@b.ru","timestamp":"2026-01-02T03:04:05+00:00"}}'
+    )
+    client = client_of(tmp_path, limiter=NeverLimiter())
+    await client.__aenter__()
+    await client.track_envelopes([envelope, envelope.replace(b"welcome", b"\\u0077elcome")])
+    await until(lambda: client.stats().pending_bytes)
+    await client.aclose(0)
+    file = SpoolFile(tmp_path / "spool", shop=SHOP)
+    file.open()
+    file.events.mark_read(2)
+    file.close()
+    async with client_of(tmp_path, emulator.url):
+        await until(lambda: len(list(SqliteSpool(tmp_path / "spool").dead())) == 2)
+    assert {dead.reason for dead in SqliteSpool(tmp_path / "spool").dead()} == {"at_most_once"}
+    assert emulator.events() == []
+
+
 async def test_at_most_once_holds_over_a_crash_and_a_clean_close(emulator: RunningEmulator, tmp_path: Path) -> None:
     """If a process opens and closes the spool between the crash and the restart, `at_most_once` events stay unsent."""
     await crashed(tmp_path, emulator)

@@ -289,7 +289,8 @@ def _events(body: bytes) -> Iterable[tuple[str, int]]:
     parsed = json.loads(body)
     fields = [parsed] if isinstance(parsed, dict) else [fields for item in parsed for fields in item.values()]
     for event_fields in fields:
-        number = next(event_fields[name] for name in _NUMBERS if name in event_fields)
+        # An event without a number, e.g. `WelcomeSequence`, counts as number 0.
+        number = next((event_fields[name] for name in _NUMBERS if name in event_fields), 0)
         yield event_fields["sessionExternalId"], int(number)
 
 

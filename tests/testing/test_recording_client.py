@@ -390,7 +390,7 @@ async def test_a_mistyped_question_is_an_error() -> None:
     async with RecordingClient() as tracked:
         for call in (tracked.of, tracked.one, tracked.none):
             ask: Callable[..., object] = call
-            with pytest.raises(TypeError, match="View has no produkt_id; it has product_id, session"):
+            with pytest.raises(TypeError, match="View has no produkt_id; it has extra, product_id, session"):
                 ask(View, produkt_id=1)
             with pytest.raises(TypeError, match="an event class"):
                 ask("view")

@@ -22,6 +22,7 @@ from retailrocket_async import (
     Buffer,
     BufferFullError,
     CategoryView,
+    CategoryViewByCategoryPath,
     CloseReport,
     Codec,
     ConfigurationError,
@@ -29,6 +30,7 @@ from retailrocket_async import (
     Delivered,
     DeliveryError,
     Dropped,
+    EmailClick,
     Event,
     EventValidationError,
     FlushTimeoutError,
@@ -58,6 +60,7 @@ from retailrocket_async import (
     ThreadsafeHandle,
     UndeliveredEvent,
     View,
+    WelcomeSequence,
     new_session_id,
     order_lines,
 )
@@ -108,6 +111,9 @@ def events() -> Sequence[Event]:
         RecomAddToBasket(session_external_id=session, product_id=1, recom_block_id="b"),
         ImpressionContentViewed(session_external_id=session, impression_content_id="i"),
         ImpressionContentClicked(session_external_id=session, impression_content_id="i"),
+        EmailClick(session_external_id=session, mail_tracking_id="5b488f27", custom_data={"a": 1}),
+        WelcomeSequence(session_external_id=session, email="a@example.com", extra={"link": {"name": "crm"}}),
+        CategoryViewByCategoryPath(session_external_id=session, category_path="a/b", extra=None),
         CustomEvent(name="newEvent", fields={"sessionExternalId": session}),
     ]
 
@@ -119,6 +125,7 @@ def wrong(view: View) -> None:
     view.product_id = 2  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
     AsyncTrackingClient("key", "shop", batching=Buffer())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     Buffer(overflow="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    View(session_external_id="s", product_id=1, extra=[1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     RetryPolicy(at_most_once=(int,))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     AsyncTrackingClient(lambda: 1, "shop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportReturnType]
 
@@ -273,6 +280,7 @@ def policies() -> list[Buffer | RetryPolicy]:
         Buffer(overflow="shed", ranking={"view": 0}),
         RetryPolicy(at_most_once=[Order]),
         RetryPolicy(at_most_once={"order", AddToBasket}),
+        RetryPolicy(at_most_once={Order: True, WelcomeSequence: False}),
         RetryPolicy(is_throttled=lambda status, body: status == 503 and not body),
     ]
 
@@ -327,7 +335,9 @@ async def calls(client: AsyncTrackingClient) -> CloseReport:
     assert_type(described(await receipt), str)
     assert_type(client.track_nowait(view), Receipt)
     assert_type(await client.track_many([view]), list[Receipt])
-    assert_type(await client.track_envelopes([b"{}"], allow_custom=True), list[Receipt | EventValidationError])
+    assert_type(
+        await client.track_envelopes([b"{}"], allow_custom=True, allow_extra=True), list[Receipt | EventValidationError]
+    )
     assert_type(await client.track_many(many()), list[Receipt])
     assert_type(await client.send(view), Delivered)
     assert_type(await client.send_batch([view, view]), Delivered)
@@ -413,6 +423,13 @@ async def typed_methods(client: AsyncTrackingClient) -> list[Receipt]:
         ),
         await client.impression_content_viewed(session_external_id=session, impression_content_id="i", timestamp=NOW),
         await client.impression_content_clicked(session_external_id=session, impression_content_id="i", timestamp=NOW),
+        await client.email_click(
+            session_external_id=session, mail_tracking_id="m", custom_data={"a": 1}, timestamp=NOW
+        ),
+        await client.welcome_sequence(session_external_id=session, email="a@example.com", timestamp=NOW),
+        await client.category_view_by_category_path(
+            session_external_id=session, category_path="a/b", timestamp=NOW, extra={"link": {"name": "crm"}}
+        ),
     ]
 
 
@@ -442,7 +459,7 @@ def wire(view: View) -> None:
     codec = Codec("seconds")
     assert_type(codec.encode(view), bytes)
     assert_type(codec.encode_bare(view), bytes)
-    assert_type(codec.decode(b"{}", allow_custom=True), Event)
+    assert_type(codec.decode(b"{}", allow_custom=True, allow_extra=True), Event)
     assert_type(codec.from_wire(codec.to_wire(view)), Event)
     for name, event_type in EVENT_TYPES.items():
         assert_type(name, str)

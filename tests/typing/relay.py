@@ -64,7 +64,9 @@ async def relay(client: AsyncTrackingClient, redis: Redis) -> None:
     streams: Source = RedisStreamSource(redis, stream="events", group="relay", name="relay-1", delete_settled=True)
     by_url: Source = RedisStreamSource.from_url("redis://redis/0?stream=events", name="relay-1")
     for source in (memory, streams, by_url, Own(), source_from_url("nats://nats/events", name="relay-1")):
-        relay = Relay(source, client, batch=500, window=6_000, window_bytes=2**20, grace=25, allow_custom=True)
+        relay = Relay(
+            source, client, batch=500, window=6_000, window_bytes=2**20, grace=25, allow_custom=True, allow_extra=True
+        )
         async with serving_health(relay, client, "127.0.0.1", 0) as root:
             assert_type(root, str)
             assert_type(await relay.run(), bool)

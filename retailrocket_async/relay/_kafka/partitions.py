@@ -71,6 +71,7 @@ class Partitions:
         return Message(
             id=f"{record.partition}:{record.offset}",
             body=record.value or b"",
+            deliveries=2 if record.offset < watermark.maybe_sent_below else 1,
             published_at=record.timestamp / 1000 if record.timestamp >= 0 else None,
             handle=Place(partition, record.offset, watermark),
         )
@@ -87,6 +88,21 @@ class Partitions:
         """
         for message in messages:
             message.handle.watermark.settle(message.handle.offset)
+
+    async def record_sending(self, messages: Iterable[Message], member: Callable[[], Any]) -> list[Message]:
+        """Record in the cluster that messages are about to be sent; return those that belong to this source.
+
+        Raises:
+            ConnectionError: the cluster did not accept the record, e.g. during a rebalance.
+        """
+        ours = [message for message in messages if self.has(message)]
+        for message in ours:
+            message.handle.watermark.record_sending(message.handle.offset)
+        counts = {message.handle.watermark: message.handle.watermark.changes for message in ours}
+        await self.commit(member)
+        if any(watermark.committed < count for watermark, count in counts.items()):
+            raise ConnectionError("Kafka did not accept the commit before an event that must be sent at most once")
+        return [message for message in ours if self.has(message)]
 
     async def commit(self, member: Callable[[], Any]) -> None:
         """Commit the offsets of partitions that have changed.

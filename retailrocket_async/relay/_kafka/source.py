@@ -214,6 +214,14 @@ class KafkaSource(Uncopyable):
         self._partitions.settle([*done, *(message for message, _ in ours)])
         await self._partitions.commit(self._member)
 
+    async def record_sending(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Commit a note that messages are about to be sent; return the messages whose partitions are still assigned.
+
+        Kafka does not count how often a message was handed out. With the note, the next reader of the partition knows
+        that these messages, and those before them, may have been sent.
+        """
+        return await self._partitions.record_sending(messages, self._member)
+
     async def extend(self, messages: Sequence[Message]) -> None:  # noqa: ARG002 - there is no lease
         """Poll the cluster without reading messages, so that this relay stays a member of the group.
 

@@ -6,6 +6,7 @@ from collections import deque
 from itertools import pairwise
 
 _MARK = "settled above: "
+_SENT = "sent below: "
 _LONGEST = 4_000
 """Largest number of characters of a note. Kafka's brokers accept 4,096 bytes by default."""
 
@@ -28,6 +29,9 @@ class Watermark:
         changes: how often the state has changed. A commit is needed only if this number is above `committed`.
         committed: the value of `changes` at the last commit.
         was_committed: whether the group has ever committed an offset of this partition.
+        maybe_sent_below: messages below this offset may have been sent by an earlier reader of the partition, if they
+            must be sent at most once.
+        sent_below: messages below this offset may have been sent by this reader or an earlier one, likewise.
     """
 
     def __init__(self, start: int, note: str = "", *, was_committed: bool = False) -> None:
@@ -38,7 +42,9 @@ class Watermark:
         # Offsets of the messages that were handed out and not settled. The offsets are in rising order, because
         # messages are handed out in this order.
         self._open: dict[int, None] = {}
-        self._settled_before = deque(_ranges(start, note))
+        sent, settled = _parts(note)
+        self.maybe_sent_below = self.sent_below = sent
+        self._settled_before = deque(_ranges(start, settled))
 
     def hand_out(self, offset: int) -> bool:
         """Record that the message at `offset` was read; return True if the message has to be handed out.
@@ -55,6 +61,12 @@ class Watermark:
             return False
         self._open[offset] = None
         return True
+
+    def record_sending(self, offset: int) -> None:
+        """Record that the message at `offset` is about to be sent. The next commit stores this in the note."""
+        if offset >= self.sent_below:
+            self.sent_below = offset + 1
+            self.changes += 1
 
     def is_open(self, offset: int) -> bool:
         """Return whether the message at `offset` was handed out and not settled."""
@@ -85,7 +97,11 @@ class Watermark:
         be too long, the messages with the highest offsets are left out. Messages that an earlier reader has settled are
         left out as long as this reader has not reached them. The next reader treats messages that are left out as not
         settled.
+
+        If not all messages that may have been sent are settled, the note begins with the offset below which messages may
+        have been sent, e.g. ``"sent below: 42; "``.
         """
+        sent = f"{_SENT}{self.sent_below}; " if self.sent_below > self.settled_below else ""
         bounds = [*self._open, self.position]
         runs: list[int] = []
         opened = 0
@@ -97,7 +113,15 @@ class Watermark:
         text = " ".join(map(str, runs))
         if len(text) > _LONGEST:
             text = text[:_LONGEST].rpartition(" ")[0]
-        return _MARK + text if text else ""
+        return sent + (_MARK + text if text else "")
+
+
+def _parts(note: str) -> tuple[int, str]:
+    """Return the offset below which messages may have been sent (0 if the note has none), and the rest of the note."""
+    if not note.startswith(_SENT):
+        return 0, note
+    sent, _, rest = note.removeprefix(_SENT).partition("; ")
+    return (int(sent) if sent.isdecimal() else 0), rest
 
 
 def _ranges(start: int, note: str) -> list[range]:
