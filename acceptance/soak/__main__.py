@@ -11,8 +11,8 @@ It runs on Linux only, because it reads memory and descriptors from `/proc`. The
 - Every event that is reported as delivered was recorded. No event that is reported as not recorded was recorded.
 - Only poison events were rejected, that is, events that the server refuses on purpose.
 - No order was recorded twice. If another event was recorded twice, its outcome says that this may have happened.
-- No request began while another request with an event of the same visitor was in flight. Retries and divided batches are
-  included. Each visitor's events were recorded in the order in which they were tracked.
+- No request began while another request with an event of the same visitor was in flight. Retries and divided batches
+  are included. Each visitor's events were recorded in the order in which they were tracked.
 - Memory, descriptors and tasks do not grow from the second to the last fifth of the time.
 
 The limit is raised so that a million events take minutes, and the waits between retries are short.

@@ -54,8 +54,8 @@ class Conditions(NamedTuple):
         limit: requests admitted in any one second; the rest get 429. None for no limit.
         max_bytes: the largest body; larger ones get 413. None for no bound.
         latency: average seconds from the recording of the events to the answer.
-        batch_latency: further seconds that a recorded batch takes. The API takes 1.5 s or more, because it confirms that
-            the events and their order are saved.
+        batch_latency: further seconds that a recorded batch takes. The API takes 1.5 s or more, because it confirms
+            that the events and their order are saved.
         faults: the faults that may hit a request, tried in this order; at most one of them hits a request.
         seed: the seed of all random decisions; only the first conditions of a server set it.
     """

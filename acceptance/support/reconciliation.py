@@ -48,7 +48,7 @@ def reported(outcome: Outcome | None, *, bad: bool = False) -> Reported:
             return Reported.DELIVERED_MAYBE_TWICE if outcome.maybe_duplicate else Reported.DELIVERED
         case Rejected(status=400 | 413, isolated=True) if not bad:
             # A 400 or 413 with `isolated` means: the server calls the content of this event wrong. The content is right
-            # (`not bad`), so the rejection is a mistake. Other refusals, for example of the key, do not judge the content.
+            # (`not bad`), so the rejection is a mistake. Other refusals, for example of the key, say nothing about it.
             return Reported.REJECTED_WRONGLY
         case Rejected():
             return Reported.REJECTED

@@ -43,8 +43,8 @@ class Shop:
             poison: whether the server refuses every batch with this event.
             padding: the number of bytes to add to the event; if above 0, the event has a free text field for them.
             bad: whether the server has another reason to refuse the event, for example its size.
-            group: the beginning of the visitor's id. Groups share no visitors. The server judges the order of a visitor's
-                events by their numbers, so events that are tracked in no certain order need groups.
+            group: the beginning of the visitor's id. Groups share no visitors. The server judges the order of a
+                visitor's events by their numbers, so events that are tracked in no certain order need groups.
         """
         number = len(self.outcomes)
         [kind] = self._random.choices(range(len(NAMES)), _WEIGHTS)

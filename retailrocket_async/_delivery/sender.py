@@ -206,7 +206,7 @@ class Sender:
         if not (once and reply.maybe_recorded and any(name in once for name in flight.names)):
             return None
         outcome = flight.give_up("at_most_once", self._affinity.now())
-        # A direct send has one outcome for all its events. So if one of them must not be sent again, none is sent again.
+        # A direct send has one outcome for all its events. So if one event must not be sent again, none is sent again.
         doomed = [position for position, name in enumerate(flight.names) if name in once]
         return self._without(flight, doomed, outcome)
 
@@ -219,7 +219,10 @@ class Sender:
         return self._without(flight, expired, flight.expired(now)) if expired else None
 
     def _too_late(self, flight: Flight) -> bool:
-        return self._affinity.now() - self._breaker.counted_from(flight.tried_at, self._affinity.now()) > self._retry.max_elapsed
+        return (
+            self._affinity.now() - self._breaker.counted_from(flight.tried_at, self._affinity.now())
+            > self._retry.max_elapsed
+        )
 
     @staticmethod
     def _without(flight: Flight, positions: list[int], outcome: Undelivered) -> Done | SettlePart:

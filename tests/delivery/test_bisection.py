@@ -173,7 +173,10 @@ def refusing(*culprits: int, status: int = 400) -> Callable[[Request], Step | in
 def outcomes(
     count: int, then: Callable[[Request], Step | int], *, visitor: str | None = None, **options: object
 ) -> tuple[list[Outcome], Engine]:
-    """Track `count` events together, each of another visitor if `visitor` is None; return their outcomes and the engine."""
+    """Track `count` events together; return their outcomes and the engine.
+
+    If `visitor` is None, each event has another visitor.
+    """
 
     async def test() -> tuple[list[Outcome], Engine]:
         engine = Engine(ScriptedTransport(then=then), **options)  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ import os
 import ssl
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import attrs
+import httpx
 import pytest
 import trustme
 from hypothesis import given

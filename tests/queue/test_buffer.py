@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,9 +13,11 @@ from retailrocket_async._events.codec import join
 from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._queue.options import Batching, Buffer
-from retailrocket_async._queue.taken_batch import TakenBatch
 from retailrocket_async._receipt import Receipt
 from tests.support.engine_state import visitors_of
+
+if TYPE_CHECKING:
+    from retailrocket_async._queue.taken_batch import TakenBatch
 
 LINGER = 0.125
 """The linger in seconds: a power of two, so that sums of floats are exact."""
@@ -172,7 +174,7 @@ def test_events_of_one_visitor_fill_a_batch() -> None:
 
 
 def test_visitor_in_flight_makes_nothing_due() -> None:
-    """If a visitor's batch is in flight, the visitor's next events are not due, even if they are many, old or flushed."""
+    """If a visitor's batch is in flight, the visitor's next events are not due, even if many, old or flushed."""
     clock = Clock()
     buffer = make(clock, max_events=2)
     put(buffer, 0, "a")

@@ -25,7 +25,7 @@ from retailrocket_async._outcome import Delivered, Dropped
 from retailrocket_async._queue.eviction import DEFAULT_RANKING, Overflow
 from retailrocket_async._queue.options import Batching, Buffer
 from tests.support.effort import most
-from tests.support.engine_state import buffer_of, callers_waiting_for_space
+from tests.support.engine_state import callers_waiting_for_space
 from tests.support.fakes import (
     CODEC,
     PARKED,

@@ -98,8 +98,8 @@ class Watermark:
         left out as long as this reader has not reached them. The next reader treats messages that are left out as not
         settled.
 
-        If not all messages that may have been sent are settled, the note begins with the offset below which messages may
-        have been sent, e.g. ``"sent below: 42; "``.
+        If not all messages that may have been sent are settled, the note begins with the offset below which messages
+        may have been sent, e.g. ``"sent below: 42; "``.
         """
         sent = f"{_SENT}{self.sent_below}; " if self.sent_below > self.settled_below else ""
         bounds = [*self._open, self.position]
