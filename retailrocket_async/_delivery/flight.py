@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from retailrocket_async._delivery.bisection import Bisection
-from retailrocket_async._events.codec import BATCH_PATH, bare_of, join, label_of
+from retailrocket_async._events.codec import BATCH_PATH, bare, join, label_of
 from retailrocket_async._http.reply import Reply, Verdict
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Rejected
 from retailrocket_async._queue.buffer import EventBuffer
@@ -354,7 +354,7 @@ class Flight:
 def _request_of(batch: Batch, names: Sequence[str]) -> tuple[str, bytes]:
     """Return the path and the body of a request with the events of a batch."""
     if batch.alone:
-        return names[0], bare_of(batch.envelopes[0])
+        return names[0], bare(batch.envelopes[0])
     return BATCH_PATH, join(batch.envelopes)
 
 

@@ -262,13 +262,6 @@ def _encoder(name: str, to_object: Callable[[Any], dict[str, Any]], option: int)
     return encode
 
 
-def bare_of(envelope: bytes) -> bytes:
-    """Return the body of a request to the event's own endpoint: the envelope's JSON without the event's name."""
-    name = _STRING.search(envelope)
-    assert name is not None  # noqa: S101 - an envelope is an object with exactly one key
-    return envelope[envelope.index(b":", name.end()) + 1 : envelope.rindex(b"}")].strip()
-
-
 def label_of(envelope: bytes) -> tuple[str, str]:
     """Return the event's name and the visitor's session id (``""`` if the event has no session id)."""
     members: dict[str, dict[str, Any]] = orjson.loads(envelope)

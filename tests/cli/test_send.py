@@ -222,12 +222,11 @@ def test_undocumented_fields() -> None:
 
 
 def test_an_event_that_must_be_sent_alone(emulator: EmulatorProcess) -> None:
-    """If no batch may hold an event, its line is bad, the line's number is printed, and the other lines are sent."""
+    """If no batch may hold an event of a file, the event is sent to its own endpoint."""
     alone = b'{"categoryViewByCategoryPath":{"sessionExternalId":"a1","categoryPath":"a/b"}}\n'
     result = run_command("send", "-", env=settings_for(emulator), stdin=views(2) + alone + views(1))
 
-    assert (1, {"view": 3}) == (result.exit_code, emulator.stats()["events"])
-    assert "bad line <stdin>:3: categoryViewByCategoryPath must be sent alone" in result.stderr
+    assert (0, {"view": 3, "categoryViewByCategoryPath": 1}) == (result.exit_code, emulator.stats()["events"])
 
 
 def test_bad_lines_do_not_hold_up_good_ones(emulator: EmulatorProcess) -> None:

@@ -29,7 +29,6 @@ from retailrocket_async.testing import RecordingClient
 from tests.support.fakes import CODEC, TIMED_OUT, ScriptedTransport, make_client, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
 PATH = CategoryViewByCategoryPath(session_external_id="a", category_path="Товары для дома/Кухня/Вилки")
@@ -119,45 +118,38 @@ async def test_every_event_has_its_own_endpoint() -> None:
 
 
 @pytest.mark.parametrize("spooled", [False, True])
-async def test_an_event_that_no_batch_may_hold_is_not_queued(tmp_path: Path, *, spooled: bool) -> None:
-    """If no batch may hold an event, every way into the queue refuses it and names the way that works."""
+async def test_an_event_that_no_batch_may_hold_travels_alone(tmp_path: Path, *, spooled: bool) -> None:
+    """If no batch may hold an event, each way of tracking it sends it to its own endpoint, in the visitor's order."""
     spool = SqliteSpool(tmp_path / "spool") if spooled else None
+    view = View(session_external_id=PATH.session_external_id, product_id=1)
     async with (
-        running_emulator() as emulator,
+        running_emulator(Settings(batch_latency=0.01)) as emulator,
         AsyncTrackingClient("dev-api-key", "dev-partner", base_url=emulator.url, spool=spool) as client,
     ):
-        ways: list[Callable[[], Coroutine[Any, Any, object]]] = [
-            lambda: client.track(PATH),
-            lambda: client.track_many([PATH]),
-            lambda: client.send_batch([PATH]),
-            lambda: client.category_view_by_category_path(session_external_id="a", category_path="b"),
-        ]
-        for way in ways:
-            with pytest.raises(EventValidationError, match=ALONE):
-                await way()
-        for call in (client.track_nowait, client.threadsafe().track):
-            with pytest.raises(EventValidationError, match=ALONE):
-                call(PATH)
-        refused, taken = await client.track_envelopes(
-            [CODEC.encode(PATH), CODEC.encode(View(session_external_id="a", product_id=1))]
-        )
-        assert str(refused).startswith(ALONE)
-        assert not isinstance(taken, EventValidationError)
-        assert isinstance(await taken, Delivered)
-        assert client.stats().tracked == 1
+        await client.track_many([view, PATH, view])
+        await client.track_envelopes([CODEC.encode(PATH), CODEC.encode(view)])
+        await client.category_view_by_category_path(session_external_id=PATH.session_external_id, category_path="b")
+        await client.flush()
+        with pytest.raises(EventValidationError, match=ALONE):
+            await client.send_batch([PATH])
+        assert (6, 6) == (client.stats().tracked, client.stats().delivered)
+
+    own = PATH.event_name
+    assert ["view", own, "view", own, "view", own] == [event.name for event in emulator.events()]
+    assert [] == emulator.refused()
+    assert 0 == emulator.stats()["overlaps"]
 
 
 def test_a_hook_that_returns_such_an_event() -> None:
-    """If `before_send` returns an event that no batch may hold, `track` raises the same error, and `send` sends it."""
+    """If `before_send` returns an event that no batch may hold, `track` and `send` send it to its own endpoint."""
 
     async def test() -> None:
         transport = ScriptedTransport()
         async with make_client(transport, before_send=lambda _: PATH) as client:
             view = View(session_external_id="a", product_id=1)
-            with pytest.raises(EventValidationError, match=ALONE):
-                await client.track(view)
+            assert isinstance(await (await client.track(view)), Delivered)
             assert isinstance(await client.send(view), Delivered)
-        assert [request.path for request in transport.requests] == ["categoryViewByCategoryPath"]
+        assert [request.path for request in transport.requests] == ["categoryViewByCategoryPath"] * 2
 
     run(test())
 
