@@ -45,7 +45,7 @@ class ObservedRequest:
     """A request that is about to be sent.
 
     Attributes:
-        path: the endpoint relative to the base URL: ``"visitorEvents"``, or the event's name if `send` is used.
+        path: the endpoint relative to the base URL: ``"visitorEvents"``, or the name of an event that is sent alone.
         attempt: 1 for the first request with these events, 2 for the first retry, and so on.
         events: how many events the request contains.
         size: the size of the body in bytes.

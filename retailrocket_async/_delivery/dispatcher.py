@@ -31,6 +31,7 @@ from retailrocket_async._delivery.in_flight import InFlight
 from retailrocket_async._delivery.intake import Intake
 from retailrocket_async._delivery.ledger import AT_ONCE, Ledger
 from retailrocket_async._delivery.pump import Pump
+from retailrocket_async._delivery.realtime import Realtime
 from retailrocket_async._delivery.runner import Runner
 from retailrocket_async._delivery.sender import Sender
 from retailrocket_async._delivery.shutdown import Shutdown
@@ -155,6 +156,7 @@ class Dispatcher:
             runner=self._runner,
             wakeup=wakeup,
             max_in_flight=batching.max_in_flight,
+            realtime=Realtime() if batching.realtime else None,
         )
         self.intake = Intake(
             self._affinity,

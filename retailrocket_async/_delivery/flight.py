@@ -21,6 +21,7 @@ import attrs
 
 from retailrocket_async._delivery.bisection import Bisection
 from retailrocket_async._events.codec import BATCH_PATH, bare, join, label_of
+from retailrocket_async._events.models import UNBATCHABLE
 from retailrocket_async._http.reply import Reply, Verdict
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Outcome, Rejected
 from retailrocket_async._queue.buffer import EventBuffer
@@ -299,6 +300,18 @@ class Flight:
             self._bisection = Bisection()
         self.batch.attempts, self.batch.maybe_recorded = self.attempts, self._maybe_recorded
         self._carry(self._bisection.fitting(self.batch, size), now)
+
+    def move_to_batch(self) -> bool:
+        """If the flight carries a single event that a batch may hold, carry it as a batch of one event from now on.
+
+        Returns:
+            Whether this was done.
+        """
+        if self.batch is None or not self.batch.alone or self.names[0] in UNBATCHABLE:
+            return False
+        self.batch.alone = False
+        self._pack()
+        return True
 
     def part_refused(self, outcome: Outcome) -> Outcome:
         """Return the outcome of a part that is not divided further.

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from retailrocket_async._delivery.flight import Flight
+from retailrocket_async._delivery.realtime import SCARCE_VISITORS
 from retailrocket_async._runtime.context import detached
 from retailrocket_async._runtime.foreign_code import ends_task, ensure_stack
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from retailrocket_async._delivery.expiry import Expiry
     from retailrocket_async._delivery.gate import SendGate, SendSlot
     from retailrocket_async._delivery.in_flight import InFlight
+    from retailrocket_async._delivery.realtime import Realtime
     from retailrocket_async._delivery.runner import Runner
     from retailrocket_async._delivery.waiting_callers import WaitingCallers
     from retailrocket_async._queue.buffer import EventBuffer
@@ -39,6 +41,7 @@ class Pump:
         runner: sends the flights.
         wakeup: wakes the pump when a batch may be due sooner than expected.
         max_in_flight: largest number of batches in flight.
+        realtime: decides whether events are sent one by one; None if all events are sent in batches.
 
     Attributes:
         idle: whether the pump must be started before it takes the next batch. Some programs cancel every task when they
@@ -57,6 +60,7 @@ class Pump:
         runner: Runner,
         wakeup: Wakeup,
         max_in_flight: int,
+        realtime: Realtime | None,
     ) -> None:
         self._affinity = affinity
         self._buffer = buffer
@@ -67,6 +71,7 @@ class Pump:
         self._runner = runner
         self._wakeup = wakeup
         self._max_in_flight = max_in_flight
+        self._realtime = realtime
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
         self.idle = True
@@ -78,6 +83,7 @@ class Pump:
             return
         if self._task is None or self._task.done():
             ensure_stack()
+            self._choose_form()
             self._task = self._affinity.create_task(self._run())
             self.idle = False
             detached(self._task.add_done_callback, self._ended)
@@ -105,6 +111,7 @@ class Pump:
             if not self._expiry.expire():
                 await asyncio.sleep(0)
                 continue
+            self._choose_form()
             due_in = self._buffer.due_in() if self._in_flight.batches < self._max_in_flight else None
             if due_in is None or due_in > 0:
                 await self._wakeup.wait(None if due_in is None else self._affinity.now() + due_in)
@@ -124,7 +131,9 @@ class Pump:
 
         The batch is taken after the permit was granted, so that the batch could grow in the meantime.
         """
-        batch = self._buffer.take() if self._expiry.expire() else None
+        all_expired = self._expiry.expire()
+        self._choose_form()
+        batch = self._buffer.take() if all_expired else None
         if batch is None:
             slot.end()
             return
@@ -133,3 +142,11 @@ class Pump:
         self._expiry.arrived()
         self._in_flight.launch(flight, self._runner.run(flight))
         self._callers.admit()
+
+    def _choose_form(self) -> None:
+        """Let the buffer return single events or batches, depending on how scarce permits are."""
+        if self._realtime is not None:
+            buffer = self._buffer
+            buffer.singles = self._realtime.look(
+                self._affinity.now(), waited=buffer.overdue(), visitors=buffer.ready_visitors(SCARCE_VISITORS)
+            )

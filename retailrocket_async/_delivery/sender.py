@@ -161,6 +161,10 @@ class Sender:
             # The batch will be sent again when the flight gets its next send slot.
             flight.tries -= 1
             return Retry(refused=True)
+        if reply.verdict is Verdict.BLOCKED and not halts and flight.move_to_batch():
+            # Either the API has no endpoint for this event, or its address is wrong. The batch endpoint will show it.
+            flight.tries -= 1
+            return Retry()
         if outcome is not None:
             return Done(outcome)
         doomed = self._doomed(flight, reply)

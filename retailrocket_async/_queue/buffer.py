@@ -17,6 +17,9 @@ visitor:
 - `release` settles the runs of a batch. The trails behind them become ready, and the entries of visitors who have no
   further events are removed.
 
+With `Batching.realtime` the pump switches between batches and single events (`singles`). For single events the buffer
+opens runs of one event, and `take` returns one run. A run of one event can still leave in a batch after a switch.
+
 No code here awaits, and the clock is an argument.
 """
 
@@ -56,6 +59,14 @@ _RUN_EVENTS: Final = 50
 _RUNS_IN_A_BATCH: Final = 10
 """Least number of full runs that fit in one batch, by events and by bytes."""
 
+_SINGLE_RUNS: Final = 100
+"""Number of ready runs from which on new runs hold several events even if `singles` is set. While no permit is granted,
+for example in an outage, so many runs of one event would need too much memory."""
+
+_CHAIN: Final = 15
+"""Number of waiting events of one visitor from which on they leave in a batch even if `singles` is set. One batch takes
+1.5 s, which is as long as 15 single events, one after the other, take."""
+
 
 class EventBuffer:
     """Holds the waiting events in runs, and returns them in batches; the module's docstring explains how.
@@ -68,6 +79,7 @@ class EventBuffer:
     Attributes:
         cap: the current limit of a request body; see `BodyLimit`.
         generation: number of flushes that have begun.
+        singles: whether each event is sent alone and without linger; set only if `Batching.realtime` is set.
         events: number of waiting events.
         bytes: number of bytes of the JSON of the waiting events.
     """
@@ -75,6 +87,7 @@ class EventBuffer:
     def __init__(self, batching: Batching, buffer: Buffer, clock: Callable[[], float]) -> None:
         self._max_events = batching.max_events
         self._linger = batching.linger
+        self._realtime = batching.realtime
         self._bounds = buffer
         self._clock = clock
         self._timed = buffer.max_age is not None
@@ -102,6 +115,7 @@ class EventBuffer:
         self._departed: dict[Run, None] = {}
         self._bytes_in_flight = 0
         self._short = False
+        self.singles = batching.realtime
         self.generation = 0
         self.events = 0
         self.bytes = 0
@@ -209,7 +223,7 @@ class EventBuffer:
             del run.envelopes[count:], receipts[count:], run.times[count:]
             raise
         run.size += length
-        if alone or count + 1 >= self._run_events:
+        if alone or count + 1 >= run.most:
             run.full = True
         if run.backlog is not None:
             run.backlog.events += 1
@@ -233,7 +247,8 @@ class EventBuffer:
 
     def _open_unit(self, came_at: float | None, *, alone: bool) -> Run:
         ensure_stack()
-        run = self._open(None, None, came_at)
+        single = self.singles and len(self._ready) < _SINGLE_RUNS
+        run = self._open(None, None, came_at, single=single)
         run.alone = alone
         if not alone:
             self._unit = run
@@ -243,7 +258,8 @@ class EventBuffer:
     def _open_trail(self, follows: Run, key: int | None, came_at: float | None, *, alone: bool) -> Run:
         ensure_stack()
         follows.full = True
-        run = self._open(follows, follows.backlog or Backlog(self._bounds.ranks()), came_at)
+        backlog = follows.backlog or Backlog(self._bounds.ranks())
+        run = self._open(follows, backlog, came_at, single=self.singles and backlog.events < _CHAIN)
         assert key is not None  # noqa: S101 - an event without a visitor follows no run
         follows.followers[key] = run
         run.alone = alone
@@ -252,9 +268,9 @@ class EventBuffer:
         self._last[key] = run
         return run
 
-    def _open(self, follows: Run | None, backlog: Backlog | None, came_at: float | None) -> Run:
+    def _open(self, follows: Run | None, backlog: Backlog | None, came_at: float | None, *, single: bool) -> Run:
         now = self._clock()
-        run = Run(now, self.generation, follows, backlog)
+        run = Run(now, self.generation, follows, backlog, most=1 if single else self._run_events)
         self._order[run] = now if came_at is None else came_at
         if self._timed:
             heapq.heappush(self._ages, (self._order[run], next(self._opened), run))
@@ -265,8 +281,30 @@ class EventBuffer:
         for oldest in self._ready:
             if self._urgent or self._ready_events >= self._max_events or self._ready_bytes >= self.cap.bytes:
                 return 0.0
-            return max(0.0, oldest.ready_at + self._linger - self._clock())
+            return max(0.0, oldest.ready_at + self._present_linger - self._clock())
         return None
+
+    @property
+    def _present_linger(self) -> float:
+        return 0.0 if self.singles else self._linger
+
+    def overdue(self) -> float:
+        """Return for how many seconds the first ready run has waited since its linger was over; 0 if none has."""
+        for oldest in self._ready:
+            return max(0.0, self._clock() - oldest.ready_at - self._present_linger)
+        return 0.0
+
+    def ready_visitors(self, most: int) -> int:
+        """Return the number of visitors whose events are ready, or a number above `most` if there are more than `most`.
+
+        In a run without visitors, each event counts.
+        """
+        count = 0
+        for run in self._ready:
+            count += len(run.keys) or len(run)
+            if count > most:
+                break
+        return count
 
     def take(self) -> TakenBatch | None:
         """Remove and return the next batch; None if no run is ready.
@@ -277,6 +315,22 @@ class EventBuffer:
         if first is None:
             return None
         batch = TakenBatch(first)
+        if not self.singles:
+            self._fill(batch, first)
+        elif len(first) > 1 or _waiting_behind(first) >= _CHAIN:
+            self._add_trails(batch, first)
+        # A request with one event needs the same permit as a batch.
+        batch.alone |= self._realtime and len(batch) == 1
+        for run in batch.runs:
+            self._depart(run)
+        for run in batch.runs:
+            for trail in run.followers.values():
+                self._count_chain(trail, leaves=False)
+        self._bytes_in_flight += batch.size - 1
+        return batch
+
+    def _fill(self, batch: TakenBatch, first: Run) -> None:
+        """Add to a batch with the run `first` the trails behind it, and further ready runs."""
         self._add_trails(batch, first)
         misses = 0
         for run in self._ready:
@@ -289,13 +343,6 @@ class EventBuffer:
                 self._add_trails(batch, run)
             else:
                 misses += 1
-        for run in batch.runs:
-            self._depart(run)
-        for run in batch.runs:
-            for trail in run.followers.values():
-                self._count_chain(trail, leaves=False)
-        self._bytes_in_flight += batch.size - 1
-        return batch
 
     def _add_trails(self, batch: TakenBatch, run: Run) -> None:
         """Add the trails behind `run`, a run of the batch, that fit in the batch; skip no trail of a visitor."""
@@ -650,6 +697,11 @@ class EventBuffer:
         run.ready = False
         del self._ready[run]
         self._urgent -= self._is_urgent(run)
+
+
+def _waiting_behind(run: Run) -> int:
+    """Return the number of waiting events behind `run`; if it has several visitors, of the visitor with the most."""
+    return max((each.backlog.events for each in run.followers.values() if each.backlog is not None), default=0)
 
 
 def _nothing() -> None:

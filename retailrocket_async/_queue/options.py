@@ -24,6 +24,12 @@ class Batching:
         max_in_flight: largest number of requests in flight, 1 to 1,000; default 100. The number only bounds memory and
             connections; the limiter sets the pace. The API answers a batch in 1.5 s, so 50 requests a second keep 75
             in flight.
+        realtime: whether each event is sent at once to its own endpoint as long as permits are not scarce; default
+            False: all events are sent in `visitorEvents` batches, even a batch of one event. An event's own endpoint
+            answers in about 0.1 s and the event takes effect at once, but only a batch guarantees the order: single
+            events may be handled by different servers, so their order then rests on their timestamps. A visitor's next
+            event is sent after the previous one was answered. Batches begin when an event has waited 0.5 s for its
+            permit, or when more than 100 visitors wait.
 
     Raises:
         ConfigurationError: a value outside its range.
@@ -33,6 +39,7 @@ class Batching:
     max_bytes: int = 512 * 1024
     linger: float = 0.1
     max_in_flight: int = 100
+    realtime: bool = False
 
     def __attrs_post_init__(self) -> None:
         _check_int("Batching.max_events", self.max_events, 1, None)
@@ -40,6 +47,8 @@ class Batching:
         _check_int("Batching.max_in_flight", self.max_in_flight, 1, 1000)
         if type(self.linger) not in (int, float) or not 0 <= self.linger < math.inf:
             raise ConfigurationError(f"Batching.linger must be a number of seconds, 0 or more, not {self.linger!r}")
+        if type(self.realtime) is not bool:
+            raise ConfigurationError(f"Batching.realtime must be a bool, not {self.realtime!r}")
 
 
 @attrs.frozen(kw_only=True)

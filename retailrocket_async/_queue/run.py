@@ -40,6 +40,7 @@ class Run(Batch):
         generation: see the attribute.
         follows: see the attribute.
         backlog: see the attribute.
+        most: see the attribute.
 
     Attributes:
         generation: number of flushes that had begun when the run was opened. No event is added after the next flush has
@@ -54,6 +55,7 @@ class Run(Batch):
         ready_at: when the run became ready (seconds on the buffer's clock).
         departed: whether the run has left the buffer.
         full: whether no further event may be added to the run.
+        most: number of events with which the run is full.
         hurried: whether the run is due as soon as it is ready, because a direct send waits for it.
     """
 
@@ -67,11 +69,14 @@ class Run(Batch):
         "hurried",
         "keys",
         "leaves",
+        "most",
         "ready",
         "ready_at",
     )
 
-    def __init__(self, opened_at: float, generation: int, follows: Run | None, backlog: Backlog | None) -> None:
+    def __init__(
+        self, opened_at: float, generation: int, follows: Run | None, backlog: Backlog | None, *, most: int
+    ) -> None:
         super().__init__(opened_at)
         self.generation = generation
         self.opened_in.append(generation)
@@ -79,6 +84,7 @@ class Run(Batch):
         self.follows = follows
         self.followers: dict[int, Run] = {}
         self.backlog = backlog
+        self.most = most
         self.ready = self.leaves = self.departed = self.full = self.hurried = False
         self.ready_at = opened_at
 
@@ -99,7 +105,7 @@ class Hold(Run):
     __slots__ = ("granted", "waits_for")
 
     def __init__(self, opened_at: float, generation: int, granted: Callable[[], None]) -> None:
-        super().__init__(opened_at, generation, None, None)
+        super().__init__(opened_at, generation, None, None, most=0)
         self.full = True
         self.waits_for = 0
         self.granted = granted

@@ -63,6 +63,7 @@ BATCHINGS = st.builds(
     max_events=st.integers(1, 5),
     max_in_flight=st.integers(1, 4),
     linger=st.sampled_from([0.0, 0.1]),
+    realtime=st.booleans(),
 )
 TRACKED = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from([0.0, 0.0, 0.02, 0.5])), max_size=40)
 

@@ -236,14 +236,15 @@ async def test_alone_is_retried_at_its_place(virtual_clock: CheckedLoop) -> None
     assert receipt.outcome.attempts == 2
 
 
+@pytest.mark.parametrize("realtime", [False, True])
 @pytest.mark.parametrize("refusal", [400, 404])
-async def test_alone_that_is_refused(virtual_clock: CheckedLoop, refusal: int) -> None:
+async def test_alone_that_is_refused(virtual_clock: CheckedLoop, refusal: int, realtime: bool) -> None:  # noqa: FBT001
     """If the API refuses such an event with 400, or does not know its endpoint, only this event is rejected."""
 
     def then(request: Request) -> Step | int:
-        return 200 if request.path == BATCH_PATH else refusal
+        return refusal if request.path == CategoryViewByCategoryPath.wire_name else 200
 
-    engine = Engine(ScriptedTransport(then=then))
+    engine = Engine(ScriptedTransport(then=then), batching=Batching(realtime=realtime))
     receipt = await track_alone(engine, 1, "a")
     other = await engine.track(2, "a")
     await engine.flush()
@@ -276,15 +277,18 @@ REPLIES = st.lists(
 
 
 @settings(max_examples=most(100), deadline=None)
-@given(calls=CALLS, replies=REPLIES, max_events=st.integers(1, 6), max_in_flight=st.integers(1, 4))
+@given(
+    calls=CALLS,
+    replies=REPLIES,
+    batching=st.builds(Batching, max_events=st.integers(1, 6), max_in_flight=st.integers(1, 4), realtime=st.booleans()),
+)
 def test_every_mixture_of_calls_keeps_the_order(
-    calls: list[tuple[str, str, float]], replies: list[Step], max_events: int, max_in_flight: int
+    calls: list[tuple[str, str, float]], replies: list[Step], batching: Batching
 ) -> None:
     """If events are tracked, sent directly and cancelled in any mixture, each visitor's first requests are in order."""
 
     async def test() -> None:
         transport = ScriptedTransport(*replies)
-        batching = Batching(max_events=max_events, max_in_flight=max_in_flight)
         engine = Engine(transport, batching=batching, retry=RETRY)
         numbers: dict[str, list[int]] = {"a": [], "b": [], "c": []}
         sends: list[asyncio.Task[Delivered]] = []

@@ -64,6 +64,7 @@ class Model(RuleBasedStateMachine):
             max_events=st.sampled_from([1, 2, 3, 5, 10, 30]),
             max_bytes=st.sampled_from([1024, 100_000]),
             linger=st.just(LINGER),
+            realtime=st.booleans(),
         ),
         bounds=st.builds(
             Buffer,
@@ -173,8 +174,13 @@ class Model(RuleBasedStateMachine):
         events = self.left(batch)
         assert events
         assert not {event.visitor for event in events} & busy
-        assert batch.alone == any(event.alone for event in events)
+        single = self.batching.realtime and len(events) == 1
+        assert batch.alone == (single or any(event.alone for event in events))
         assert not batch.alone or len(events) == 1
+        assert not (self.buffer.singles and due_in)
+        if self.buffer.singles:
+            first_run = events[: len(batch.runs[0])]
+            assert {event.visitor for event in events} == {event.visitor for event in first_run}
         for visitor in {event.visitor for event in events}:
             taken = [event.number for event in events if event.visitor == visitor]
             assert not visitor or taken == first[visitor][: len(taken)]
@@ -228,6 +234,12 @@ class Model(RuleBasedStateMachine):
     def be_short(self, value: bool) -> None:  # noqa: FBT001
         """Keep old and young events in separate batches, or stop doing so."""
         self.buffer.short_batches = value
+
+    @precondition(lambda self: self.batching.realtime)
+    @rule(value=st.booleans())
+    def be_single(self, value: bool) -> None:  # noqa: FBT001
+        """Send events one by one, or in batches."""
+        self.buffer.singles = value
 
     # --- true after every call ----------------------------------------------------------------------------------------
 

@@ -156,14 +156,16 @@ class Scene:
 # --- outcomes of messages ---
 
 
-def test_delivers_and_acknowledges() -> None:
+@pytest.mark.parametrize("realtime", [False, True])
+def test_delivers_and_acknowledges(realtime: bool) -> None:  # noqa: FBT001
     """Every message is delivered once and acknowledged, and each visitor's messages are delivered in order."""
 
     async def test() -> None:
         transport = ScriptedTransport()
-        scene = Scene(transport).start()
+        scene = Scene(transport, client={"batching": Batching(max_events=10, realtime=realtime)}).start()
         await scene.stream.publish(envelopes(range(200)))
         await scene.until_delivered(200)
+        assert realtime == any(request.path == "view" for request in transport.requests)
         assert await scene.left() == Lag(waiting=0, pending=0)
         assert sorted(transport.recorded_numbers) == list(range(200))
         for visitor in range(7):

@@ -237,7 +237,7 @@ def clients(mine: httpx.AsyncClient) -> list[AsyncTrackingClient]:
         http_client=mine,
         http2=False,
         rate_limit=RateLimit(requests=50, per=1.0, burst=5, jitter=0.025),
-        batching=Batching(max_events=500, max_bytes=65536, linger=0.1, max_in_flight=8),
+        batching=Batching(max_events=500, max_bytes=65536, linger=0.1, max_in_flight=8, realtime=True),
         buffer=Buffer(
             max_events=1000,
             max_bytes=1 << 20,
