@@ -112,7 +112,7 @@ class WrongLoopError(UsageError, RuntimeError):
 
 
 class BufferFullError(RetailRocketError):
-    """The buffer is at its limit of events or of bytes.
+    """The buffer is at its limit of events, of bytes, or of one visitor's events.
 
     Raised by `track_nowait`, and with ``overflow="raise"`` also by `track`.
     """

@@ -57,9 +57,11 @@ class Stats:
         dropped: never sent.
         pending: waiting in the buffer.
         pending_bytes: bytes of JSON waiting in the buffer.
-        in_flight: taken from the buffer or sent directly, but without an outcome yet.
+        in_flight: taken from the buffer or sent directly, but without an outcome yet; includes events of batches that
+            wait for a retry, and of direct sends that wait for earlier events of their visitors.
         oldest_age: seconds that the oldest event in the buffer has waited; 0 if the buffer is empty.
-        waiting: number of calls of `track` and `track_many` that wait for room in the buffer.
+        waiting: number of calls of `track` and `track_many` that wait for room in the buffer, also for lack of room for
+            one visitor.
         requests: number of requests sent, including retries and direct sends.
         requests_by_status: number of requests by the HTTP status of the answer; without an answer, by the kind of
             failure (``"name"``, ``"connect"``, ``"tls"``, ``"proxy"``, ``"pool"``, ``"timeout"``, ``"broken"``,

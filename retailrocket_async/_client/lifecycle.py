@@ -34,11 +34,15 @@ class Lifecycle(Uncopyable):
     async def flush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - raises an error of its own
         """Wait until every event that was tracked before this call has an outcome.
 
+        The events are sent without waiting for `Batching.linger`. A visitor's batches are sent one after the other, so
+        k batches of one visitor take k response times.
+
         Args:
             timeout: seconds; default None: no limit. `RetryPolicy` limits the time of each batch.
 
         Raises:
-            FlushTimeoutError: the time-out passed first; the client continues to send the remaining events.
+            FlushTimeoutError: the time-out passed first; the client continues to send the remaining events. Without a
+                spool, the message says how many events wait in the longest chain of one visitor.
             WrongLoopError: see `track`.
         """
         await self._engine.flush(checked_timeout(timeout))
@@ -48,7 +52,8 @@ class Lifecycle(Uncopyable):
 
         The time-out includes waiting for the rate limiter, and retries. If the time-out passes, or this call is
         cancelled, the events without an outcome become `Dropped` (never sent) or `Abandoned` (sent, but not
-        confirmed); with a spool, `Kept`. Another call of this method returns the same report.
+        confirmed); with a spool, `Kept`. A visitor's batches are sent one after the other, so a visitor with many
+        events may need longer than the time-out. Another call of this method returns the same report.
 
         Args:
             timeout: seconds; default 15. None waits until all retries have ended.

@@ -206,7 +206,8 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
     async def track(self, event: Event) -> Receipt:
         """Accept one event for delivery, and return its receipt; waits only while the buffer is full.
 
-        Set `Buffer.overflow` for another behaviour of a full buffer. Once the event is accepted, cancelling this call
+        For a visitor with `Buffer.max_visitor_events` waiting events the buffer is full, too. Set `Buffer.overflow` for
+        another behaviour of a full buffer. Once the event is accepted, cancelling this call
         does not cancel the delivery.
 
         Raises:
@@ -307,9 +308,11 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         return results
 
     async def send(self, event: Event) -> Delivered:
-        """Send one event immediately, in a request to its own endpoint; return when the API has accepted the event.
+        """Send one event without a batch, in a request to its own endpoint; return when the API has accepted it.
 
-        The request waits for the rate limiter and is retried like a batch. Cancelling this call cancels the request.
+        The request waits until the earlier events of its visitor have their outcome, and the visitor's later events
+        wait for this call. The request then waits for the rate limiter, and is retried like a batch. Cancelling this
+        call cancels the request.
 
         Raises:
             DeliveryError: the event was not delivered; the subclass says why.
@@ -318,7 +321,10 @@ class AsyncTrackingClient(EventMethods, Lifecycle):
         return await self._engine.send(*self._preparation.request_of(event))
 
     async def send_batch(self, events: Iterable[Event]) -> Delivered:
-        """Send events immediately, in one `visitorEvents` request; return when the API has accepted the request.
+        """Send events without buffering, in one `visitorEvents` request; return when the API has accepted the request.
+
+        The request waits until the earlier events of its visitors have their outcome, and the visitors' later events
+        wait for this call.
 
         Args:
             events: 1 to `Batching.max_events` events, together no larger than `Batching.max_bytes`.

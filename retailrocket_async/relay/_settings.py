@@ -90,5 +90,7 @@ class RelaySettings:
         """The client's buffer settings. The buffer has room for the whole window, so the relay never waits for room."""
         return Buffer(
             max_events=self.window + self.batch,
+            # All messages in the window may belong to one visitor.
+            max_visitor_events=self.window + self.batch,
             max_bytes=2 * self.window_bytes + self.batch * Batching().max_bytes,
         )
