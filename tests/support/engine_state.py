@@ -115,7 +115,7 @@ def running_key_call(credentials: Credentials) -> Any:
 
 def awaiting(receipt: Receipt) -> int:
     """Return how many tasks await a receipt."""
-    return len(receipt._waiters or ())
+    return sum(place == receipt._place for place in receipt._fate.waiters.values())
 
 
 def codec_of(client: AsyncTrackingClient) -> Any:
