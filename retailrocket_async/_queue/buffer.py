@@ -256,7 +256,7 @@ class EventBuffer:
         follows.full = True
         run = self._open(follows, follows.backlog or Backlog(self._bounds.ranks()), came_at)
         assert key is not None  # noqa: S101 - an event without a visitor follows no run
-        follows.followers[key] = run
+        follows.put_behind(key, run)
         run.alone = alone
         run.keys.append(key)
         run.leaves = follows.leaves
@@ -265,7 +265,7 @@ class EventBuffer:
 
     def _open(self, follows: Run | None, backlog: Backlog | None, came_at: float | None) -> Run:
         now = self._clock()
-        run = Run(now, self.generation, follows, backlog, next(self._serials))
+        run = Run(now, self.generation, follows, backlog, serial=next(self._serials), timed=self._timed)
         self._order[run] = now if came_at is None else came_at
         if self._timed:
             heapq.heappush(self._ages, (self._order[run], run.serial, run))
@@ -365,7 +365,7 @@ class EventBuffer:
             if last is not None:
                 hold.waits_for += 1
                 last.full = True
-                last.followers[key] = hold
+                last.put_behind(key, hold)
                 self._hurry(last)
             self._last[key] = hold
         if not hold.waits_for:
@@ -501,7 +501,7 @@ class EventBuffer:
             while before is not None and not before.departed and not isinstance(before, Hold):
                 before = before.follows
             if before is not None:
-                before.followers[key] = follower
+                before.put_behind(key, follower)
             else:
                 follower.waits_for -= 1
                 if not follower.waits_for:
@@ -613,7 +613,7 @@ class EventBuffer:
         if following is None:
             del before.followers[key]
         else:
-            before.followers[key] = following
+            before.put_behind(key, following)
             following.follows = before
         if self._last.get(key) is trail:
             self._last[key] = before

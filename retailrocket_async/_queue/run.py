@@ -7,7 +7,7 @@ settled. A `Hold` stands in the place of a run for a request that is sent withou
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from retailrocket_async._fate import Fate, places_of
 from retailrocket_async._queue.batch import Batch
@@ -34,6 +34,11 @@ class Backlog:
         self.ranks = ranks
 
 
+_NO_TIMES: Final[list[float]] = []
+_NO_FOLLOWERS: Final[dict[int, Run]] = {}
+"""Stand in all runs without times or followers, because hundreds of thousands of events may wait. Always empty."""
+
+
 class Run:
     """Waiting events that leave the buffer in one request. A run is never divided while it waits.
 
@@ -45,6 +50,7 @@ class Run:
         follows: see the attribute.
         backlog: see the attribute.
         serial: see the attribute.
+        timed: whether the run stores the times of its events.
 
     Attributes:
         fate: gets the outcomes of the events, also of events that have left the run. Its `names` has the names of all
@@ -94,19 +100,26 @@ class Run:
         "times",
     )
 
-    def __init__(
-        self, opened_at: float, generation: int, follows: Run | None, backlog: Backlog | None, serial: int
+    def __init__(  # noqa: PLR0913 - a record
+        self,
+        opened_at: float,
+        generation: int,
+        follows: Run | None,
+        backlog: Backlog | None,
+        *,
+        serial: int,
+        timed: bool,
     ) -> None:
         self.fate = Fate([])
         self.envelopes: list[bytes] = []
-        self.times: list[float] = []
+        self.times: list[float] = [] if timed else _NO_TIMES
         self.size = 1
         self.opened_at = self.ready_at = opened_at
         self.generation = generation
         self.serial = serial
         self.keys: list[int] = []
         self.follows = follows
-        self.followers: dict[int, Run] = {}
+        self.followers: dict[int, Run] = _NO_FOLLOWERS
         self.backlog = backlog
         self.alone = self.ready = self.leaves = self.departed = self.full = self.hurried = False
         self.places: list[int] | None = None
@@ -118,6 +131,12 @@ class Run:
     def share(self) -> Share:
         """The fate and the places of the events."""
         return self.fate, self.places
+
+    def put_behind(self, key: int, follower: Run) -> None:
+        """Make `follower` the run with the next events of the visitor `key`."""
+        if self.followers is _NO_FOLLOWERS:
+            self.followers = {}
+        self.followers[key] = follower
 
     def cut(self, start: int, stop: int) -> Batch:
         """Remove the events from `start` to before `stop`, and return them as a batch."""
@@ -148,7 +167,7 @@ class Hold(Run):
     __slots__ = ("granted", "waits_for")
 
     def __init__(self, opened_at: float, generation: int, granted: Callable[[], None]) -> None:
-        super().__init__(opened_at, generation, None, None, 0)
+        super().__init__(opened_at, generation, None, None, serial=0, timed=False)
         self.full = True
         self.waits_for = 0
         self.granted = granted
