@@ -133,7 +133,7 @@ def test_thread_that_awaits_another_event_goes_on_waiting() -> None:
 
 
 def test_outcome_set_while_another_thread_reads_is_not_a_neighbours() -> None:
-    """If an event, and then its neighbours, are settled while a thread reads, the thread gets no neighbour's outcome."""
+    """If an event, and then its neighbours, are settled while a thread reads, it gets no neighbour's outcome."""
 
     class Apart(dict[int, Outcome]):
         """Settles the other events at the moment when a reader looks for an outcome of a single event."""

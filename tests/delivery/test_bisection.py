@@ -15,7 +15,6 @@ from retailrocket_async._delivery.bisection import MOST_CULPRITS, Bisection
 from retailrocket_async._delivery.retry import RetryPolicy
 from retailrocket_async._errors import BadRequestError
 from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Rejected
-from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.options import Batching
 from tests.support.fakes import OK, Engine, RecordingLimiter, Request, ScriptedTransport, Step, now, status
 from tests.support.receipts import batch_with
@@ -24,6 +23,8 @@ from tests.support.virtual_time import CheckedLoop, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+
+    from retailrocket_async._queue.batch import Batch
 
 
 def batch_of(count: int) -> Batch:

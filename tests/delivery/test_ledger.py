@@ -14,7 +14,6 @@ import retailrocket_async
 from retailrocket_async._delivery.ledger import Ledger
 from retailrocket_async._observer import Observer, Watch
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Outcome, Rejected
-from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._queue.options import Batching, Buffer
 from retailrocket_async._receipt import share_of, single_receipt
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from retailrocket_async._delivery.hooks import OutcomeHook, StateHook
+    from retailrocket_async._queue.batch import Batch
     from retailrocket_async._stats import State, Stats
     from tests.support.virtual_time import CheckedLoop
 

@@ -17,13 +17,14 @@ from retailrocket_async._delivery.circuit_breaker import CircuitBreaker
 from retailrocket_async._delivery.flight import Flight
 from retailrocket_async._events.codec import BATCH_PATH
 from retailrocket_async._http.reply import FailureKind, Reply, Verdict
-from retailrocket_async._queue.batch import Batch
 from retailrocket_async.emulator import EmulatorProcess, Settings, emulator_process
 from tests.support.command import run_command
 from tests.support.receipts import batch_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from retailrocket_async._queue.batch import Batch
 
 pytestmark = pytest.mark.endurance
 
