@@ -10,9 +10,10 @@ import pytest
 
 from retailrocket_async._errors import ConfigurationError
 from retailrocket_async._events.codec import join
+from retailrocket_async._outcome import Dropped
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._queue.options import Batching, Buffer
-from tests.support.engine_state import visitors_of
+from tests.support.engine_state import events_with_one_fate, visitors_of
 
 if TYPE_CHECKING:
     from retailrocket_async._queue.batch import Batch
@@ -287,6 +288,19 @@ def test_event_that_no_batch_may_hold() -> None:
 
 
 # --- bounds ---
+
+
+def test_fates_are_bounded() -> None:
+    """If the oldest event is evicted for each new event, no run gets more and more events, which share one fate."""
+    buffer = make(buffer=Buffer(max_events=3, overflow="drop_oldest"))
+    longest = 0
+    for number in range(500):
+        for evicted in buffer.make_room(21, "view"):
+            evicted.settle(Dropped(reason="overflow"))
+        put(buffer, number)
+        longest = max(longest, events_with_one_fate(buffer))
+
+    assert longest == 50
 
 
 def test_one_visitor_is_bounded() -> None:

@@ -115,6 +115,17 @@ def test_memory_does_not_grow_with_the_backlog() -> None:
     assert events.pending == 100_000
 
 
+def test_memory_does_not_grow_with_events_written_one_by_one() -> None:
+    """If no code holds the receipts of events that share fates, but were written one by one, few ranges are stored."""
+    events = ProcessEvents()
+    for number in range(1, 2_001):
+        if number % 20 == 1:
+            receipts = receipts_with_one_fate(20)
+        events.accepted([receipts.pop()], number)
+    assert len(events.spans()) < 50
+    assert events.pending == 2_000
+
+
 async def test_a_flush_waits_for_what_was_there() -> None:
     """A flush returns when all events that were accepted before the flush have an outcome, and not earlier."""
     events = ProcessEvents()

@@ -142,6 +142,11 @@ def visitors_of(buffer: EventBuffer) -> int:
     return len(buffer._last)
 
 
+def events_with_one_fate(buffer: EventBuffer) -> int:
+    """Return the largest number of events, waiting or evicted, that share a fate in the buffer."""
+    return max(len(run.fate.names) for run in buffer._order)
+
+
 def ordered_batches(buffer: EventBuffer) -> int:
     """Return the number of batches in the buffer's table that is sorted by age."""
     return len(buffer._order)
