@@ -95,6 +95,11 @@ class EventBuffer:
         self._clock = clock
         self._timed = buffer.max_age is not None
         self._ranks = buffer.ranks()
+        # Whether neither times nor ranks are stored with the events.
+        self._plain = not self._timed and self._ranks is None
+        self._most_events = buffer.max_events
+        self._most_bytes = buffer.max_bytes
+        self._most_of_visitor = buffer.max_visitor_events
         self._run_events = _run_length(batching.max_events)
         self.cap = BodyLimit(batching.max_bytes)
         self._run_bytes = 1 + max(1, batching.max_bytes // _RUNS_IN_A_BATCH)
@@ -163,21 +168,56 @@ class EventBuffer:
         run = self._last.get(key)
         return run is None or run.backlog is None or run.backlog.events < self._bounds.max_visitor_events
 
-    def offer(self, envelope: builtins.bytes, name: str, key: int | None, *, alone: bool = False) -> Receipt | None:
+    def offer(  # noqa: PLR0911 - inlined, because it runs for every event
+        self, envelope: builtins.bytes, name: str, key: int | None, *, alone: bool = False
+    ) -> Receipt | None:
         """Append one event if the event is within all bounds.
 
         Returns:
             None if a bound does not allow the event; otherwise the result of `append`.
         """
-        bounds = self._bounds
-        if self.events >= bounds.max_events:
+        length = len(envelope) + 1
+        events, size = self.events + 1, self.bytes + length
+        if events > self._most_events or size + self._bytes_in_flight > self._most_bytes:
             return None
-        if self.bytes + self._bytes_in_flight + len(envelope) >= bounds.max_bytes:
+        last = run = self._last.get(key)
+        if last is None:
+            run = self._unit
+        elif last.backlog is not None and last.backlog.events >= self._most_of_visitor:
             return None
-        run = self._last.get(key)
-        if run is not None and run.backlog is not None and run.backlog.events >= bounds.max_visitor_events:
-            return None
-        return self.append(envelope, name, key, alone=alone)
+        if (
+            run is None
+            or run.full
+            or alone
+            or run.generation != self.generation
+            or run.size + length > self._run_bytes
+            or not self._plain
+            or self._short
+        ):
+            return self.append(envelope, name, key, alone=alone)
+        # From here on this code repeats the code of `append` for the simplest and most frequent case.
+        names = run.fate.names
+        place = len(names)
+        receipt = Receipt(run.fate, place)
+        if last is None and key is not None:
+            self._last[key] = run
+            run.keys.append(key)
+        names.append(name)
+        run.envelopes.append(envelope)
+        run.size += length
+        if place + 1 >= run.most:
+            run.full = True
+        if run.backlog is not None:
+            run.backlog.events += 1
+        self.events = events
+        self.bytes = size
+        if run.leaves:
+            ready = self._ready_events = self._ready_events + 1
+            ready_bytes = self._ready_bytes = self._ready_bytes + length
+            self.sooner = ready == self._max_events or 0 <= ready_bytes - self.cap.bytes < length or events == 1
+        else:
+            self.sooner = events == 1
+        return receipt
 
     def append(  # noqa: C901, PLR0912, PLR0913 - inlined, because it runs for every event
         self,
@@ -259,30 +299,34 @@ class EventBuffer:
     def _open_unit(self, came_at: float | None, *, alone: bool) -> Run:
         ensure_stack()
         single = self.singles and len(self._ready) < _SINGLE_RUNS
-        run = self._open(None, None, came_at, single=single)
-        run.alone = alone
+        run = self._new_run(None, None, alone=alone, single=single)
+        self._store(run, came_at)
         if not alone:
             self._unit = run
         self._make_ready(run)
         return run
 
     def _open_trail(self, follows: Run, key: int | None, came_at: float | None, *, alone: bool) -> Run:
-        ensure_stack()
-        follows.full = True
-        backlog = follows.backlog or Backlog(self._bounds.ranks())
-        run = self._open(follows, backlog, came_at, single=self.singles and backlog.events < _CHAIN)
         assert key is not None  # noqa: S101 - an event without a visitor follows no run
-        follows.put_behind(key, run)
-        run.alone = alone
+        backlog = follows.backlog or Backlog(self._bounds.ranks())
+        run = self._new_run(follows, backlog, alone=alone, single=self.singles and backlog.events < _CHAIN)
         run.keys.append(key)
         run.leaves = follows.leaves
+        # The method that is called first either raises RecursionError and changes nothing, or shows that there is stack
+        # enough for the rest. `ensure_stack` would cost as much as all of this, and most events of a busy shop wait in
+        # trails.
+        self._store(run, came_at)
+        follows.full = True
+        if follows.followers:
+            follows.followers[key] = run
+        else:
+            follows.followers = {key: run}
         self._last[key] = run
         return run
 
-    def _open(self, follows: Run | None, backlog: Backlog | None, came_at: float | None, *, single: bool) -> Run:
-        now = self._clock()
+    def _new_run(self, follows: Run | None, backlog: Backlog | None, *, alone: bool, single: bool) -> Run:
         run = Run(
-            now,
+            self._clock(),
             self.generation,
             follows,
             backlog,
@@ -290,10 +334,15 @@ class EventBuffer:
             timed=self._timed,
             most=1 if single else self._run_events,
         )
-        self._order[run] = now if came_at is None else came_at
-        if self._timed:
-            heapq.heappush(self._ages, (self._order[run], run.serial, run))
+        run.alone = alone
         return run
+
+    def _store(self, run: Run, came_at: float | None) -> None:
+        """Count a new run as waiting."""
+        first_at = run.opened_at if came_at is None else came_at
+        self._order[run] = first_at
+        if self._timed:
+            heapq.heappush(self._ages, (first_at, run.serial, run))
 
     def due_in(self) -> float | None:
         """Return the seconds until a batch should be taken (0 means now), or None if no run is ready."""
@@ -344,7 +393,8 @@ class EventBuffer:
             self._depart(run)
         for run in batch.runs:
             for trail in run.followers.values():
-                self._count_chain(trail, leaves=False)
+                if trail.leaves:
+                    self._count_chain(trail, leaves=False)
         self._bytes_in_flight += batch.size - 1
         return batch
 
@@ -392,11 +442,12 @@ class EventBuffer:
             self._unit = None
         if run.ready:
             self._unready(run)
-        self._ready_events -= len(run)
+        events = len(run.envelopes)
+        self._ready_events -= events
         self._ready_bytes -= run.size - 1
         run.leaves = False
         if run.backlog is not None:
-            run.backlog.events -= len(run)
+            run.backlog.events -= events
         self._forget(run)
         self._departed[run] = None
 
@@ -464,20 +515,25 @@ class EventBuffer:
             became_ready |= self._settle(run, held)
             if not held:
                 self._departed.pop(run, None)
-        if not held:
-            self._bytes_in_flight -= sum(run.size - 1 for run in batch.runs)
+                self._bytes_in_flight -= run.size - 1
         return became_ready
 
     def _settle(self, settled: Run, held: Collection[int | None] = ()) -> bool:
         became_ready = False
         pending = [settled]
+        last = self._last
         while pending:
             run = pending.pop()
-            freed = [key for key in run.keys if key not in held] if held else run.keys
-            run.keys = [key for key in run.keys if key in held] if held else []
+            if held:
+                freed = [key for key in run.keys if key not in held]
+                run.keys = [key for key in run.keys if key in held]
+            else:
+                freed, run.keys = run.keys, []
             for key in freed:
-                if self._last.get(key) is run:
-                    del self._last[key]
+                if last.get(key) is run:
+                    # The run is the visitor's last one, so no run follows for this visitor.
+                    del last[key]
+                    continue
                 follower = run.followers.pop(key, None)
                 if follower is None or follower.departed:
                     continue
@@ -705,16 +761,19 @@ class EventBuffer:
             first: the run.
             leaves: True to add, False to subtract.
         """
-        sign = 1 if leaves else -1
+        events = size = 0
         chain = [first]
         while chain:
             run = chain.pop()
             if run.departed or run.leaves == leaves or isinstance(run, Hold):
                 continue
             run.leaves = leaves
-            self._ready_events += sign * len(run)
-            self._ready_bytes += sign * (run.size - 1)
-            chain += run.followers.values()
+            events += len(run.envelopes)
+            size += run.size - 1
+            if run.followers:
+                chain += run.followers.values()
+        self._ready_events += events if leaves else -events
+        self._ready_bytes += size if leaves else -size
 
     def _unready(self, run: Run) -> None:
         run.ready = False
