@@ -20,7 +20,7 @@ from retailrocket_async._fate import Fate
 from retailrocket_async._queue.buffer import EventBuffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 IN_FLIGHT = 75
 """Batches in flight: what 50 requests a second keep under way if each takes 1.5 s."""
@@ -54,13 +54,10 @@ class Ordered:
 
     def __init__(self) -> None:
         buffer = EventBuffer(Batching(), Buffer(), time.monotonic)
-        # The queue finds a visitor by this key.
-        key_of: Callable[[str], Any] = getattr(buffer, "lane_of", hash)
-        fits, append = buffer.fits, buffer.append
+        offer, key_of = buffer.offer, buffer.key_of
 
         def put(envelope: bytes, visitor: str, /) -> None:
-            assert fits(len(envelope) + 1), "the queue is full"
-            append(envelope, "view", key_of(visitor))
+            assert offer(envelope, "view", key_of(visitor)) is not None, "the queue is full"
 
         self.put = put
         self.waiting = lambda: buffer.events

@@ -12,7 +12,7 @@ from hypothesis import given
 from retailrocket_async import EVENT_TYPES, Codec, EmailClick, EventValidationError, Order, SetContact, View
 from retailrocket_async._outcome import Dropped
 from retailrocket_async._stats import UndeliveredEvent
-from tests.support.ids import stable_id
+from tests.support.ids import shown
 from tests.support.strategies import CLASSES, CODECS, PROPERTY, events_with_extra, fields_of
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def test_extra_is_copied() -> None:
         ({1: 1}, "view.extra must have strings as keys, without lone surrogates; not int"),
         ([("a", 1)], "view.extra must be a mapping with string keys, not list"),
     ],
-    ids=stable_id,
+    ids=shown,
 )
 def test_message(extra: Any, expected: str) -> None:
     """If extra fields are no JSON, the error names the field; a key that may be personal data is not shown."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retailrocket_async import EventValidationError, GroupView, SetContact, View
-from tests.support.ids import stable_id
+from tests.support.ids import shown
 from tests.support.strategies import PROPERTY, SESSION, Fractional, Whole
 
 GUID = "550e8400-e29b-41d4-a716-446655440000"
@@ -87,7 +87,7 @@ def test_phone(given_number: Any, meant: str) -> None:
             b"79161234567",
         ),
     ],
-    ids=stable_id,
+    ids=shown,
 )
 def test_no_phone(phone: Any) -> None:
     """If it is not clear what number a value means, the message has no guess."""
@@ -119,7 +119,7 @@ def test_every_guess_is_valid(phone: Any) -> None:
         f" {GUID}\n",
         uuid.UUID(GUID),
     ],
-    ids=stable_id,
+    ids=shown,
 )
 def test_uuid(field: str, value: Any) -> None:
     """If an id is a UUID with hyphens or other marks, the message hints at `uuid4().hex` and does not show the id."""
@@ -157,7 +157,7 @@ INT_ENDINGS = {
 
 
 @pytest.mark.parametrize(
-    ("value", "hint"), [(value, hint) for hint, values in INT_ENDINGS.items() for value in values], ids=stable_id
+    ("value", "hint"), [(value, hint) for hint, values in INT_ENDINGS.items() for value in values], ids=shown
 )
 def test_int(value: Any, hint: str) -> None:
     """If an id is a whole number of another type, the message hints at `int()`, also for an id in a list."""
@@ -174,7 +174,7 @@ def test_int(value: Any, hint: str) -> None:
         *(None, True, "", "abc", "12.5", "1e3", "1,000", "0x10", str(2**63), "9" * 1_000_000, 12.5, float("nan")),
         *(float("inf"), 1e300, Decimal("0.5"), Decimal("1e999999"), Decimal("sNaN"), 2**63, [1], object(), int),
     ],
-    ids=stable_id,
+    ids=shown,
 )
 def test_no_int(value: Any) -> None:
     """If `int()` would not make a valid id of a value, the message does not mention it."""
