@@ -57,7 +57,8 @@ def test_batches_end_after_the_dwell_time() -> None:
 
 def test_the_dwell_time_doubles_and_is_reset() -> None:
     """If single events soon make permits scarce again, the dwell time doubles up to its bound; later it is reset."""
-    realtime, now, dwells = Realtime(), 0.0, []
+    realtime, now = Realtime(), 0.0
+    dwells: list[float] = []
     for singles_for in (1.0, 1.0, 1.0, 1.0, 31.0, 1.0, LONGEST_DWELL, 1.0):
         realtime.look(now, waited=SCARCE_WAIT, visitors=1)
         dwells.append(realtime.dwell)
