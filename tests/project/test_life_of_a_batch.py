@@ -53,7 +53,9 @@ def constructed() -> list[str]:
     tree = ast.parse(CORE["retailrocket_async._delivery.dispatcher"])
     [init] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
     calls = [node for node in ast.walk(init) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    made = [call.func.id for call in sorted(calls, key=lambda call: call.lineno) if isinstance(call.func, ast.Name)]
+    # An argument is made before the object that gets it, and its call ends before the other call ends.
+    calls.sort(key=lambda call: (call.end_lineno or 0, call.end_col_offset or 0))
+    made = [call.func.id for call in calls if isinstance(call.func, ast.Name)]
     return [name for name in made if name in MODULE_OF]
 
 
