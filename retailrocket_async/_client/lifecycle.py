@@ -41,8 +41,8 @@ class Lifecycle(Uncopyable):
             timeout: seconds; default None: no limit. `RetryPolicy` limits the time of each batch.
 
         Raises:
-            FlushTimeoutError: the time-out passed first; the client continues to send the remaining events. Without a
-                spool, the message says how many events wait in the longest chain of one visitor.
+            FlushTimeoutError: the time-out passed first; the client continues to send the remaining events.
+                If events of one visitor wait for each other, the message says how many.
             WrongLoopError: see `track`.
         """
         await self._engine.flush(checked_timeout(timeout))

@@ -315,11 +315,15 @@ class Dispatcher:
             async with timeout_at(None if timeout is None else loop.time() + timeout):
                 await self._flusher.flushed()
         except TimeoutError:
-            left, longest = self._buffer.events + self._in_flight.events, self._buffer.longest_backlog()
-            chain = f" (one visitor has {longest} of them, which are sent one batch after the other)" if longest else ""
+            left = self._buffer.events + self._in_flight.events
             raise FlushTimeoutError(
-                f"{left} event(s) had no outcome after {timeout} s{chain}; they go on being sent"
+                f"{left} event(s) had no outcome after {timeout} s{self.longest_chain()}; they go on being sent"
             ) from None
+
+    def longest_chain(self) -> str:
+        """Return a remark on the visitor with the most events that wait for each other; ``""`` if no events do."""
+        longest = self._buffer.longest_backlog()
+        return f" (one visitor has {longest} of them, which are sent one batch after the other)" if longest else ""
 
     async def aclose(self, timeout: float | None) -> CloseReport:  # noqa: ASYNC109 - see flush
         """Refuse new events, flush, and settle the events that have no outcome when `timeout` seconds have passed."""

@@ -97,7 +97,7 @@ class Intake:
     async def wait_for_room(self, event: Event, envelope: bytes) -> Receipt:
         """Put one event in the buffer as soon as there is space; raise `BufferFullError` if `overflow` is "raise"."""
         if self._overflow == "raise":
-            raise self._full()
+            raise self._full(event)
         name, key = event.wire_name or event.event_name, self._key_of(event)
         return await self._callers.wait(name, envelope, key, alone=not event.batchable)
 
@@ -111,7 +111,7 @@ class Intake:
         """Put one event in the buffer; raise `BufferFullError` if the caller would have to wait for space."""
         receipt = self.accept_now(event, envelope)
         if receipt is None:
-            raise self._full()
+            raise self._full(event)
         return receipt
 
     def refuse(self, event: Event, envelope: bytes, *, tell: bool) -> Receipt:
@@ -255,7 +255,12 @@ class Intake:
         with suppress(RecursionError):
             self._pump.kick()
 
-    def _full(self) -> BufferFullError:
+    def _full(self, event: Event) -> BufferFullError:
+        if not self._buffer.admits(self._key_of(event)):
+            return BufferFullError(
+                "this visitor has as many waiting events as Buffer.max_visitor_events allows; "
+                "wait (track with overflow='wait'), or raise this bound"
+            )
         return BufferFullError(
             f"the buffer is full: {self._buffer.events} events, {self._buffer.bytes} bytes, "
             f"{len(self._callers)} callers waiting; wait (track with overflow='wait'), or raise Buffer's bounds"

@@ -45,7 +45,7 @@ class Batch:
         self.envelopes: list[bytes] = []
         self.shares: list[Share] = []
         self.times: list[float] = []
-        self.size = 1
+        self.size: int = 1
         self.opened_at = opened_at
         self.opened_in: list[int] = []
         self.alone = False

@@ -168,7 +168,7 @@ class EventBuffer:
         run = self._last.get(key)
         return run is None or run.backlog is None or run.backlog.events < self._bounds.max_visitor_events
 
-    def offer(  # noqa: PLR0911 - inlined, because it runs for every event
+    def offer(
         self, envelope: builtins.bytes, name: str, key: int | None, *, alone: bool = False
     ) -> Receipt | None:
         """Append one event if the event is within all bounds.

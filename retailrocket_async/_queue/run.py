@@ -117,7 +117,7 @@ class Run:
         self.fate = Fate([])
         self.envelopes: list[bytes] = []
         self.times: list[float] = [] if timed else _NO_TIMES
-        self.size = 1
+        self.size: int = 1
         self.opened_at = self.ready_at = opened_at
         self.generation = generation
         self.serial = serial

@@ -188,8 +188,8 @@ class SpooledDispatcher:
                 await self._flush()
         except TimeoutError:
             raise FlushTimeoutError(
-                f"{self._ledger.process_events.pending} event(s) had no outcome after {timeout} s; "
-                "they stay in the spool and go on being sent"
+                f"{self._ledger.process_events.pending} event(s) had no outcome after {timeout} s"
+                f"{self.engine.longest_chain()}; they stay in the spool and go on being sent"
             ) from None
 
     async def _flush(self) -> None:

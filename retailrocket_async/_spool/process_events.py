@@ -56,9 +56,9 @@ class _Run:
         last: Fate | None = None
         for fate, [place] in map(share_of, receipts):
             if fate is not last:
-                last, places = fate, list[int]()
-                self.parts.append((weakref.ref(fate), places))
-            places.append(place)
+                last = fate
+                self.parts.append((weakref.ref(fate), []))
+            self.parts[-1][1].append(place)
 
     @property
     def held(self) -> bool:

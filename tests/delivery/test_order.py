@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retailrocket_async._delivery.retry import RetryPolicy
-from retailrocket_async._errors import DeliveryError, FlushTimeoutError
+from retailrocket_async._errors import BufferFullError, DeliveryError, FlushTimeoutError
 from retailrocket_async._events.codec import BATCH_PATH, Codec
 from retailrocket_async._events.models import CategoryViewByCategoryPath
 from retailrocket_async._outcome import Delivered, Rejected
@@ -131,6 +131,19 @@ async def test_overflow_of_one_visitor(virtual_clock: CheckedLoop, overflow: str
     engine.transport.release()
     await engine.aclose()
     assert isinstance(human.outcome, Delivered)
+
+
+async def test_error_of_a_full_visitor(virtual_clock: CheckedLoop) -> None:
+    """If only one visitor's bound is reached, the error of `track_nowait` names this bound."""
+    engine = Engine(ScriptedTransport(PARKED), batching=Batching(linger=0.0), buffer=Buffer(max_visitor_events=1))
+    await engine.track(1, "crawler")
+    await asyncio.sleep(0.1)
+    engine.track_nowait(2, "crawler")
+    with pytest.raises(BufferFullError, match=r"this visitor has as many waiting events as Buffer\.max_visitor_events"):
+        engine.track_nowait(3, "crawler")
+    engine.track_nowait(4, "human")
+    engine.transport.release()
+    await engine.aclose()
 
 
 async def test_flush_names_the_longest_chain(virtual_clock: CheckedLoop) -> None:
