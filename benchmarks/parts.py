@@ -25,6 +25,7 @@ from benchmarks.contestants import BATCH, VISITORS
 from benchmarks.support.child_process import exit_at_end_of_input
 from retailrocket_async import Batching, Buffer, Codec, LocalLimiter, Permit, RateLimit, Receipt, RetryPolicy, View
 from retailrocket_async._delivery.dispatcher import Dispatcher
+from retailrocket_async._fate import Fate
 from retailrocket_async._http.credentials import Credentials
 from retailrocket_async._http.reply import Reply
 from retailrocket_async._http.transport import HttpxTransport
@@ -70,6 +71,7 @@ def _each(once: Callable[[], object]) -> Part:
 _VISITOR = VISITORS[0]
 _EVENT = View(session_external_id=_VISITOR, product_id=1)
 _ENVELOPE = Codec().encode(_EVENT)
+_FATE = Fate(["view"])
 _READY = {"view": {"sessionExternalId": _VISITOR, "productId": 1, "timestamp": "2026-01-01T12:00:00+00:00"}}
 
 
@@ -91,15 +93,13 @@ class _Slotted:
 
 
 def _list_append(loops: int) -> float:
-    kept: list[tuple[bytes, Receipt]] = []
-    receipt = Receipt("view")
-    return _each(lambda: kept.append((_ENVELOPE, receipt)))(loops)
+    kept: list[bytes] = []
+    return _each(lambda: kept.append(_ENVELOPE))(loops)
 
 
 def _buffer_append(loops: int) -> float:
     buffer = EventBuffer(Batching(), _PLENTY, time.monotonic)
-    receipt = Receipt("view")
-    return _each(lambda: buffer.append(_ENVELOPE, receipt))(loops)
+    return _each(lambda: buffer.append(_ENVELOPE, "view", 1))(loops)
 
 
 async def _intake(loops: int) -> float:
@@ -285,7 +285,7 @@ PARTS: dict[str, dict[str, Part]] = {
     },
     "receipt, per event": {
         "an object with slots": _each(lambda: _Slotted("view")),
-        "Receipt": _each(lambda: Receipt("view")),
+        "Receipt": _each(lambda: Receipt(_FATE, 0)),
     },
     "buffering, per event": {
         "list.append": _list_append,

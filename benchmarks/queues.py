@@ -16,6 +16,7 @@ import attrs
 from benchmarks import visitors
 from benchmarks.contestants import BATCH
 from retailrocket_async import Batching, Buffer, Codec, Receipt, View
+from retailrocket_async._fate import Fate
 from retailrocket_async._queue.buffer import EventBuffer
 
 if TYPE_CHECKING:
@@ -53,14 +54,13 @@ class Ordered:
 
     def __init__(self) -> None:
         buffer = EventBuffer(Batching(), Buffer(), time.monotonic)
-        receipt = Receipt("view")
         # The queue finds a visitor by this key.
         key_of: Callable[[str], Any] = getattr(buffer, "lane_of", hash)
         fits, append = buffer.fits, buffer.append
 
         def put(envelope: bytes, visitor: str, /) -> None:
             assert fits(len(envelope) + 1), "the queue is full"
-            append(envelope, receipt, key_of(visitor))
+            append(envelope, "view", key_of(visitor))
 
         self.put = put
         self.waiting = lambda: buffer.events
@@ -71,7 +71,7 @@ class Ordered:
 @attrs.define(eq=False)
 class _PlainBatch:
     envelopes: list[bytes] = attrs.field(factory=list[bytes])
-    receipts: list[Receipt] = attrs.field(factory=list[Receipt])
+    fate: Fate = attrs.field(factory=lambda: Fate([]))
     size: int = 1
 
 
@@ -82,6 +82,7 @@ class _PlainBuffer:
         self.events = 0
         self.bytes = 0
         self.bytes_in_flight = 0
+        self.sooner = False
         self._batching = batching
         self._bounds = bounds
         self._batches = deque([_PlainBatch()])
@@ -90,24 +91,26 @@ class _PlainBuffer:
         bounds = self._bounds
         return self.events < bounds.max_events and self.bytes + self.bytes_in_flight + size <= bounds.max_bytes
 
-    def append(self, envelope: bytes, receipt: Receipt) -> bool:
+    def append(self, envelope: bytes, name: str) -> Receipt:
         length = len(envelope) + 1
         batch = self._batches[-1]
-        if len(batch.receipts) >= self._batching.max_events or batch.size + length > self._batching.max_bytes:
+        if len(batch.envelopes) >= self._batching.max_events or batch.size + length > self._batching.max_bytes:
             batch = _PlainBatch()
             self._batches.append(batch)
         batch.envelopes.append(envelope)
-        batch.receipts.append(receipt)
+        receipt = Receipt(batch.fate, len(batch.fate.names))
+        batch.fate.names.append(name)
         batch.size += length
         self.events += 1
         self.bytes += length
-        return self.events == self._batching.max_events
+        self.sooner = self.events == self._batching.max_events
+        return receipt
 
     def take(self) -> _PlainBatch | None:
         batch = self._batches.popleft()
         if not self._batches:
             self._batches.append(_PlainBatch())
-        self.events -= len(batch.receipts)
+        self.events -= len(batch.envelopes)
         self.bytes -= batch.size - 1
         self.bytes_in_flight += batch.size - 1
         return batch
@@ -121,12 +124,11 @@ class Plain:
 
     def __init__(self) -> None:
         buffer = _PlainBuffer(Batching(), Buffer())
-        receipt = Receipt("view")
         fits, append = buffer.fits, buffer.append
 
         def put(envelope: bytes, visitor: str, /) -> None:  # noqa: ARG001 - as in `Ordered`
             assert fits(len(envelope) + 1), "the queue is full"
-            append(envelope, receipt)
+            append(envelope, "view")
 
         self.put = put
         self.waiting = lambda: buffer.events

@@ -11,13 +11,14 @@ A client without an observer calls none of these methods.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context, ContextVar
 from typing import Any, Final
 
 import attrs
 
 from retailrocket_async._errors import ConfigurationError
+from retailrocket_async._fate import Share, marks_in
 from retailrocket_async._interrupt import is_interrupt
 from retailrocket_async._outcome import Outcome
 from retailrocket_async._receipt import Receipt
@@ -176,7 +177,11 @@ class Watch:
                 return
             self.before = origin
             self._kept_any |= self.kept is not None
-        receipt.mark = self.kept
+        try:
+            receipt.mark = self.kept
+        except RecursionError:
+            # Too little of the stack is left to store the mark. The event is accepted all the same.
+            return
 
     def note_mark(self, receipt: Receipt, mark: object) -> None:
         """Store in the receipt a mark that the method `mark` returned in another thread; called in the event loop."""
@@ -186,19 +191,19 @@ class Watch:
             receipt.mark = mark
             self._kept_any |= mark is not None
 
-    def began(self, path: str, *, attempt: int, events: int, size: int, receipts: Iterable[Receipt] | None) -> object:
+    def began(self, path: str, *, attempt: int, events: int, size: int, shares: Sequence[Share] | None) -> object:
         """Call `Observer.request_began`; return the result, which must be passed to `ended`.
 
-        `receipts` has the receipts of the events in the request; None for a direct send.
+        `shares` has the fates and places of the events in the request; None for a direct send.
         """
-        if receipts is not None:
+        if shares is not None:
             # Forget the last event's context and mark. Otherwise both would stay in memory until the next event is
             # tracked.
             self.before, self.kept = _NOWHERE, None
-        # Search the receipts only if any event has ever had a mark. No event has a mark if, e.g., no span is sampled.
-        marks = _marks(receipts or ()) if self._kept_any else ()
+        # Look for marks only if any event has ever had a mark. No event has a mark if, e.g., no span is sampled.
+        marks = _marks(shares or ()) if self._kept_any else ()
         request = ObservedRequest(
-            path=path, attempt=attempt, events=events, size=size, direct=receipts is None, tracked=marks
+            path=path, attempt=attempt, events=events, size=size, direct=shares is None, tracked=marks
         )
         try:
             return self._observer.request_began(request)
@@ -233,16 +238,12 @@ class Watch:
             return
 
 
-def _marks(receipts: Iterable[Receipt]) -> tuple[object, ...]:
-    """Return the marks in the receipts, each object once and without None."""
+def _marks(shares: Sequence[Share]) -> tuple[object, ...]:
+    """Return the marks of the events in shares, each object once and without None."""
     last = None
-    try:
-        # Events with the same mark usually follow each other. So the fastest way is to skip each mark that is the same
-        # object as the mark before, and to remove the few remaining duplicates below.
-        kept = [last := receipt.mark for receipt in receipts if receipt.mark is not last]
-    except AttributeError:
-        # A receipt has no attribute `mark` if its event has no mark.
-        kept = [getattr(receipt, "mark", None) for receipt in receipts]
+    # Events with the same mark usually follow each other. So the fastest way is to skip each mark that is the same
+    # object as the mark before, and to remove the few remaining duplicates below.
+    kept = [last := mark for mark in marks_in(shares) if mark is not last]
     marks = {id(mark): mark for mark in kept}
     marks.pop(id(None), None)
     return tuple(marks.values())

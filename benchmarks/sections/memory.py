@@ -216,8 +216,8 @@ def _held(by_kept: dict[tuple[bool, bool], float], json: float, events: int) -> 
         note=(
             f"{events:,} views in a buffer that nothing leaves; medians. Tracemalloc counts the memory that Python "
             "asked for, resident memory the growth of the process; each is measured in processes of its own. The "
-            "JSON counts one comma per event. The buffer needs the receipt until the outcome, so a caller that drops "
-            "it frees nothing before that. The caller's own list of receipts is not counted."
+            "JSON counts one comma per event. The buffer keeps no receipt, so a caller that drops its receipts frees "
+            "their memory. The caller's own list of receipts is not counted."
         ),
     )
 

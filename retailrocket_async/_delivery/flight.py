@@ -167,7 +167,7 @@ class Flight:
             slot: the right to make the first request.
             now: the loop's time in seconds.
         """
-        names = [receipt.event_name for receipt in batch.receipts]
+        names = batch.names
         return cls(*_request_of(batch, names), names, started_at=now, opened_in=batch.opened_in, batch=batch, slot=slot)
 
     def become(self, state: FlightState) -> None:
@@ -360,7 +360,7 @@ class Flight:
 
     def _pack(self) -> None:
         assert self.batch is not None  # noqa: S101 - a direct send is never packed again
-        self.names = [receipt.event_name for receipt in self.batch.receipts]
+        self.names = self.batch.names
         self.path, self.body = _request_of(self.batch, self.names)
 
 

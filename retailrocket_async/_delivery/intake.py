@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from retailrocket_async._events.codec import visitor_of
 from retailrocket_async._events.models import UNBATCHABLE
 from retailrocket_async._outcome import Dropped
 from retailrocket_async._queue.batch import Batch
-from retailrocket_async._receipt import Receipt
+from retailrocket_async._receipt import single_receipt
 from retailrocket_async._runtime.foreign_code import ensure_stack
 
 if TYPE_CHECKING:
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
     from retailrocket_async._delivery.pump import Pump
     from retailrocket_async._delivery.waiting_callers import WaitingCallers
     from retailrocket_async._events.models import Event
+    from retailrocket_async._fate import Share
     from retailrocket_async._outcome import Outcome
     from retailrocket_async._queue.buffer import EventBuffer
     from retailrocket_async._queue.eviction import Overflow
+    from retailrocket_async._receipt import Receipt
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
 
 _FEW = 20
@@ -117,7 +120,7 @@ class Intake:
         self.check_open()
         ensure_stack()
         self.left_in_a_row -= 1
-        receipt = Receipt(event.event_name)
+        receipt = single_receipt(event.event_name)
         self._ledger.count_tracked()
         self._ledger.drop(envelope, receipt, "before_send", notify=tell)
         return receipt
@@ -146,33 +149,41 @@ class Intake:
         receipts: list[Receipt] = []
         sooner = False
         for (name, _, envelope), key in zip(events, keys, strict=True):
-            receipt = Receipt(name)
-            sooner |= self._buffer.append(envelope, receipt, key, alone=name in UNBATCHABLE)
+            receipts.append(self._buffer.append(envelope, name, key, alone=name in UNBATCHABLE))
+            sooner |= self._buffer.sooner
             self._ledger.count_tracked()
-            receipts.append(receipt)
         if sooner:
             self._notify()
         return receipts
 
-    def feed(self, envelope: bytes, receipt: Receipt, session: str, came_at: float) -> None:
+    def feed(self, envelope: bytes, name: str, session: str, came_at: float, tag: object) -> None:
         """Put an event of the spool in the buffer, even if the buffer is full.
 
         The spool itself limits the number of its events in the buffer.
+
+        Args:
+            envelope: the event's JSON.
+            name: the event's name as the API spells it.
+            session: the session id of the event's visitor; ``""`` if the event has none.
+            came_at: when the event was tracked (loop time).
+            tag: what the spool needs to know when the event gets its outcome; see `Fate.tags`.
         """
         if self._timed:
             self._expiry.arrived()
         if self._pump.idle:
             self._pump.kick()
-        alone = receipt.event_name in UNBATCHABLE
-        sooner = self._buffer.append(envelope, receipt, self._buffer.key_of(session), came_at=came_at, alone=alone)
+        key = self._buffer.key_of(session)
+        # The names of many events that wait are then one object.
+        name = sys.intern(name)
+        self._buffer.append(envelope, name, key, came_at=came_at, alone=name in UNBATCHABLE, tag=tag)
         self._ledger.count_tracked()
-        if sooner:
+        if self._buffer.sooner:
             self._notify()
 
-    def end(self, envelope: bytes, receipt: Receipt, outcome: Outcome) -> None:
+    def end(self, envelope: bytes, share: Share, outcome: Outcome) -> None:
         """Count and settle an event that is in the spool and was never put in the buffer."""
         self._ledger.count_tracked()
-        self._ledger.end(envelope, receipt, outcome)
+        self._ledger.end(envelope, share, outcome)
 
     def accept_now(self, event: Event, envelope: bytes) -> Receipt | None:
         """Put one event in the buffer, or drop it if `overflow` demands it; return None if the caller must wait."""
@@ -180,7 +191,7 @@ class Intake:
         if self._closed:
             raise closed_error()
         # The class of a custom event has no wire name; the event itself has its name.
-        receipt = Receipt(event.wire_name or event.event_name)
+        name = event.wire_name or event.event_name
         key = self._key_of(event)
         # Both calls come before the event is put in the buffer, so that a RecursionError here changes nothing.
         if self._timed:
@@ -188,18 +199,18 @@ class Intake:
         if self._pump.idle:
             self._pump.kick()
         if self._callers.are_before(key):
-            return self._accept_at_length(event, envelope, receipt, key)
-        sooner = self._buffer.offer(envelope, receipt, key, alone=not event.batchable)
-        if sooner is None:
-            return self._accept_at_length(event, envelope, receipt, key)
+            return self._accept_at_length(event, envelope, name, key)
+        receipt = self._buffer.offer(envelope, name, key, alone=not event.batchable)
+        if receipt is None:
+            return self._accept_at_length(event, envelope, name, key)
         # `count_tracked` is not used, because this method runs for every event and each call costs time.
         self._ledger.tracked += 1
         self.left_in_a_row -= 1 + (len(envelope) >> 10)
-        if sooner:
+        if self._buffer.sooner:
             self._notify()
         return receipt
 
-    def _accept_at_length(self, event: Event, envelope: bytes, receipt: Receipt, key: int | None) -> Receipt | None:
+    def _accept_at_length(self, event: Event, envelope: bytes, name: str, key: int | None) -> Receipt | None:
         size = len(envelope) + 1
         ensure_stack()
         self.left_in_a_row -= _FULL + 1 + (len(envelope) >> 10)
@@ -207,13 +218,14 @@ class Intake:
         if self._overflow in ("wait", "raise"):
             if self._callers.are_before(key) or not self._has_space(size, key):
                 return None
-        elif not self._makes_space(size, receipt.event_name, key):
+        elif not self._makes_space(size, name, key):
+            receipt = single_receipt(name)
             self._ledger.count_tracked()
             self._ledger.drop(envelope, receipt, "overflow")
             return receipt
-        sooner = self._buffer.append(envelope, receipt, key, alone=not event.batchable)
+        receipt = self._buffer.append(envelope, name, key, alone=not event.batchable)
         self._ledger.count_tracked()
-        if sooner:
+        if self._buffer.sooner:
             self._notify()
         return receipt
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import operator
 from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -16,7 +15,7 @@ from retailrocket_async._delivery.hooks import Hooks
 from retailrocket_async._errors import error_for
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Rejected
 from retailrocket_async._queue.batch import Batch
-from retailrocket_async._receipt import settle
+from retailrocket_async._receipt import share_of
 from retailrocket_async._runtime.context import detached
 from retailrocket_async._runtime.foreign_code import write_log
 from retailrocket_async._stats import Stats, UndeliveredEvent
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
 
     from retailrocket_async._delivery.hooks import OutcomeHook, StateHook
+    from retailrocket_async._fate import Share
     from retailrocket_async._observer import Watch
     from retailrocket_async._outcome import DropReason, Outcome, Undelivered
     from retailrocket_async._queue.buffer import EventBuffer
@@ -37,8 +37,6 @@ logger = logging.getLogger("retailrocket_async")
 
 AT_ONCE: Final = 500
 """Number of events that are settled before other tasks may run; settling 500 events takes a millisecond or two."""
-
-_name_of = operator.attrgetter("event_name")
 
 EACH: Final = 10
 """Fixed cost of settling a batch or a direct send, counted in events; the cost of each of its events is added."""
@@ -143,8 +141,8 @@ class Ledger:
         """Settle the events of a batch; report them to the hook if they are undelivered and `notify` is true."""
         if self._keeper is not None:
             outcome = self._keeper.keep(batch, outcome)
-        settle(batch.receipts, outcome)
-        names = self._count(outcome, len(batch), batch.opened_in, map(_name_of, batch.receipts))
+        batch.settle(outcome)
+        names = self._count(outcome, len(batch), batch.opened_in, batch.names)
         if notify and not isinstance(outcome, Delivered | Kept) and (self._keeps or self.hooks.wants_outcomes):
             self._report_undelivered(batch, outcome)
         # The observer does not run in the context of the current caller, because other callers tracked most events.
@@ -152,12 +150,12 @@ class Ledger:
 
     def drop(self, envelope: bytes, receipt: Receipt, reason: DropReason, *, notify: bool = True) -> None:
         """Drop an event that was never in the buffer; report it to the hook if `notify` is true."""
-        self.end(envelope, receipt, Dropped(reason=reason), notify=notify)
+        self.end(envelope, share_of(receipt), Dropped(reason=reason), notify=notify)
 
-    def end(self, envelope: bytes, receipt: Receipt, outcome: Outcome, *, notify: bool = True) -> None:
+    def end(self, envelope: bytes, share: Share, outcome: Outcome, *, notify: bool = True) -> None:
         """Settle an event that was never in the buffer; report an undelivered event to the hook if `notify` is true."""
         batch = Batch(0.0)
-        batch.envelopes, batch.receipts = [envelope], [receipt]
+        batch.envelopes, batch.shares = [envelope], [share]
         self.close_batch(batch, outcome, notify=notify)
 
     def close(self, outcome: Outcome, count: int, opened_in: Sequence[int], names: Iterable[str]) -> None:
@@ -252,8 +250,8 @@ class Ledger:
 
     def _report_undelivered(self, batch: Batch, outcome: Undelivered) -> None:
         events = [
-            UndeliveredEvent(event_name=receipt.event_name, envelope=envelope, outcome=outcome)
-            for envelope, receipt in batch
+            UndeliveredEvent(event_name=name, envelope=envelope, outcome=outcome)
+            for name, envelope in zip(batch.names, batch.envelopes, strict=True)
         ]
         if self._keeps:
             self.undelivered += events

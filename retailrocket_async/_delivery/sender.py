@@ -349,7 +349,7 @@ class Sender:
             attempt=flight.attempts,
             events=len(flight.names),
             size=len(flight.body),
-            receipts=None if flight.batch is None else flight.batch.receipts,
+            shares=None if flight.batch is None else flight.batch.shares,
         )
         status: int | None = None
         failure: str | None = "cancelled"

@@ -8,12 +8,13 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from retailrocket_async._errors import ClientClosedError
-from retailrocket_async._receipt import Receipt
+from retailrocket_async._receipt import single_receipt
 from retailrocket_async._runtime.context import detached
 
 if TYPE_CHECKING:
     from retailrocket_async._delivery.ledger import Ledger
     from retailrocket_async._queue.buffer import EventBuffer
+    from retailrocket_async._receipt import Receipt
     from retailrocket_async._runtime.loop_affinity import LoopAffinity
     from retailrocket_async._runtime.wakeup import Wakeup
 
@@ -120,7 +121,7 @@ class WaitingCallers:
             caller.refuse()
         elif not caller.admitted.done():
             if self._affinity.now() - caller.came_at >= self._max_age:
-                receipt = Receipt(caller.event_name)
+                receipt = single_receipt(caller.event_name)
                 self._ledger.count_tracked()
                 self._ledger.drop(caller.envelope, receipt, "expired")
                 caller.admitted.set_result(receipt)
@@ -139,8 +140,9 @@ class WaitingCallers:
         return True
 
     def _put(self, caller: _Caller) -> Receipt:
-        receipt = Receipt(caller.event_name)
-        self._buffer.append(caller.envelope, receipt, caller.key, came_at=caller.came_at, alone=caller.alone)
+        receipt = self._buffer.append(
+            caller.envelope, caller.event_name, caller.key, came_at=caller.came_at, alone=caller.alone
+        )
         self._ledger.count_tracked()
         self._wakeup.set()
         return receipt

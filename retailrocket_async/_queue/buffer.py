@@ -34,18 +34,20 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from retailrocket_async._queue.batch import Batch
+from retailrocket_async._fate import places_of
 from retailrocket_async._queue.body_limit import BodyLimit
 from retailrocket_async._queue.run import Backlog, Hold, Run
 from retailrocket_async._queue.taken_batch import TakenBatch
+from retailrocket_async._receipt import Receipt
 from retailrocket_async._runtime.foreign_code import ensure_stack
 
 if TYPE_CHECKING:
     import builtins
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+    from retailrocket_async._fate import Share
+    from retailrocket_async._queue.batch import Batch
     from retailrocket_async._queue.options import Batching, Buffer
-    from retailrocket_async._receipt import Receipt
 
 _SHORT_BATCH_SPAN: Final = 0.25
 """Seconds after its opening in which a run takes new events, if `short_batches` is set."""
@@ -82,6 +84,7 @@ class EventBuffer:
         singles: whether each event is sent alone and without linger; set only if `Batching.realtime` is set.
         events: number of waiting events.
         bytes: number of bytes of the JSON of the waiting events.
+        sooner: whether the last call of `append` may have made a batch due sooner than `due_in` returned before.
     """
 
     def __init__(self, batching: Batching, buffer: Buffer, clock: Callable[[], float]) -> None:
@@ -104,7 +107,8 @@ class EventBuffer:
         # A heap of the runs by the time of their first event, for `max_age`. The heap may still contain runs that have
         # left the buffer.
         self._ages: list[tuple[float, int, Run]] = []
-        self._opened = itertools.count()
+        # The serial number of the first event of the next run.
+        self._serials = itertools.count(0, _RUN_EVENTS)
         self._ready: OrderedDict[Run, None] = OrderedDict()
         # Events and bytes of the runs that could be taken now: ready runs, and the trails behind them.
         self._ready_events = 0
@@ -119,6 +123,7 @@ class EventBuffer:
         self.generation = 0
         self.events = 0
         self.bytes = 0
+        self.sooner = False
 
     @staticmethod
     def key_of(session: str) -> int | None:
@@ -158,7 +163,7 @@ class EventBuffer:
         run = self._last.get(key)
         return run is None or run.backlog is None or run.backlog.events < self._bounds.max_visitor_events
 
-    def offer(self, envelope: builtins.bytes, receipt: Receipt, key: int | None, *, alone: bool = False) -> bool | None:
+    def offer(self, envelope: builtins.bytes, name: str, key: int | None, *, alone: bool = False) -> Receipt | None:
         """Append one event if the event is within all bounds.
 
         Returns:
@@ -172,28 +177,27 @@ class EventBuffer:
         run = self._last.get(key)
         if run is not None and run.backlog is not None and run.backlog.events >= bounds.max_visitor_events:
             return None
-        return self.append(envelope, receipt, key, alone=alone)
+        return self.append(envelope, name, key, alone=alone)
 
-    def append(  # noqa: C901 - inlined, because it runs for every event
+    def append(  # noqa: C901, PLR0912, PLR0913 - inlined, because it runs for every event
         self,
         envelope: builtins.bytes,
-        receipt: Receipt,
+        name: str,
         key: int | None,
         *,
         came_at: float | None = None,
         alone: bool = False,
-    ) -> bool:
-        """Append one event, which must not be older than the last event appended.
+        tag: object = None,
+    ) -> Receipt:
+        """Append one event, which must not be older than the last event appended; set `sooner`.
 
         Args:
             envelope: the event's JSON.
-            receipt: the event's receipt.
+            name: the event's name as the API spells it.
             key: the key of the event's visitor; see `key_of`.
             came_at: when the event was tracked, if the event had to wait for space; default None: now.
             alone: whether the event must be sent in a request of its own, because no batch may hold it.
-
-        Returns:
-            True if the event is the only waiting event, or if a batch may be due sooner because of the event.
+            tag: what a spool stores with the event; default None.
         """
         length = len(envelope) + 1
         run = self._last.get(key)
@@ -208,33 +212,40 @@ class EventBuffer:
                 run.keys.append(key)
         elif alone or self._is_closed(run, length):
             run = self._open_trail(run, key, came_at, alone=alone)
-        receipts = run.receipts
-        count = len(receipts)
-        try:
-            run.envelopes.append(envelope)
-            receipts.append(receipt)
-            if self._timed:
-                run.times.append(self._clock() if came_at is None else came_at)
-            if self._ranks is not None:
-                self._ranks.add(run, receipt, length)
-                if run.backlog is not None and run.backlog.ranks is not None:
-                    run.backlog.ranks.add(run, receipt, length)
-        except RecursionError:
-            del run.envelopes[count:], receipts[count:], run.times[count:]
-            raise
+        names = run.fate.names
+        place = len(names)
+        # Everything that may raise RecursionError comes before the event is put in the run.
+        receipt = Receipt(run.fate, place)
+        if self._timed and came_at is None:
+            came_at = self._clock()
+        if self._ranks is not None:
+            self._ranks.add(run.serial + place, run, name, length)
+            if run.backlog is not None and run.backlog.ranks is not None:
+                run.backlog.ranks.add(run.serial + place, run, name, length)
+        names.append(name)
+        run.envelopes.append(envelope)
         run.size += length
-        if alone or count + 1 >= run.most:
+        if self._timed and came_at is not None:
+            run.times.append(came_at)
+        if run.places is not None:
+            run.places.append(place)
+        if tag is not None:
+            run.fate.tags = run.fate.tags or []
+            run.fate.tags.append(tag)
+        if alone or place + 1 >= run.most:
             run.full = True
         if run.backlog is not None:
             run.backlog.events += 1
         self.events += 1
         self.bytes += length
-        if not run.leaves:
-            return self.events == 1
-        self._ready_events += 1
-        self._ready_bytes += length
-        full = self._ready_events == self._max_events or 0 <= self._ready_bytes - self.cap.bytes < length
-        return sooner or full or self.events == 1
+        if run.leaves:
+            self._ready_events += 1
+            self._ready_bytes += length
+            full = self._ready_events == self._max_events or 0 <= self._ready_bytes - self.cap.bytes < length
+            self.sooner = sooner or full or self.events == 1
+        else:
+            self.sooner = self.events == 1
+        return receipt
 
     def _is_closed(self, run: Run, size: int) -> bool:
         """Whether an event of `size` bytes must not be added to `run`."""
@@ -261,7 +272,7 @@ class EventBuffer:
         backlog = follows.backlog or Backlog(self._bounds.ranks())
         run = self._open(follows, backlog, came_at, single=self.singles and backlog.events < _CHAIN)
         assert key is not None  # noqa: S101 - an event without a visitor follows no run
-        follows.followers[key] = run
+        follows.put_behind(key, run)
         run.alone = alone
         run.keys.append(key)
         run.leaves = follows.leaves
@@ -270,10 +281,11 @@ class EventBuffer:
 
     def _open(self, follows: Run | None, backlog: Backlog | None, came_at: float | None, *, single: bool) -> Run:
         now = self._clock()
-        run = Run(now, self.generation, follows, backlog, most=1 if single else self._run_events)
+        most = 1 if single else self._run_events
+        run = Run(now, self.generation, follows, backlog, most=most, serial=next(self._serials), timed=self._timed)
         self._order[run] = now if came_at is None else came_at
         if self._timed:
-            heapq.heappush(self._ages, (self._order[run], next(self._opened), run))
+            heapq.heappush(self._ages, (self._order[run], run.serial, run))
         return run
 
     def due_in(self) -> float | None:
@@ -401,7 +413,7 @@ class EventBuffer:
             if last is not None:
                 hold.waits_for += 1
                 last.full = True
-                last.followers[key] = hold
+                last.put_behind(key, hold)
                 self._hurry(last)
             self._last[key] = hold
         if not hold.waits_for:
@@ -482,14 +494,14 @@ class EventBuffer:
         self._urgent = len(self._ready)
         return self.generation - 1
 
-    def drain(self, most: int) -> Iterator[Batch]:
+    def drain(self, most: int) -> Iterator[TakenBatch]:
         """Remove and yield all waiting events, oldest first, in batches of about `most` events.
 
         Events count as waiting until they are yielded.
         """
         waiting = list(self._order)
         self._part_from_visitors(waiting)
-        batch: Batch | None = None
+        batch: TakenBatch | None = None
         # Events that are appended while this method yields are not drained.
         for run in waiting:
             if run not in self._order:
@@ -498,10 +510,11 @@ class EventBuffer:
             if batch is not None and len(batch) + len(run) > most:
                 yield batch
                 batch = None
-            if batch is None:
-                batch = Batch(run.opened_at)
             self._forget(run)
-            batch.join_end(run)
+            if batch is None:
+                batch = TakenBatch(run)
+            else:
+                batch.add(run)
         if batch is not None:
             yield batch
 
@@ -536,7 +549,7 @@ class EventBuffer:
             while before is not None and not before.departed and not isinstance(before, Hold):
                 before = before.follows
             if before is not None:
-                before.followers[key] = follower
+                before.put_behind(key, follower)
             else:
                 follower.waits_for -= 1
                 if not follower.waits_for:
@@ -569,8 +582,7 @@ class EventBuffer:
         if ranks is None or self.bytes + held - ranks.yielding(event_name) + size > self._bounds.max_bytes:
             return
         while not self.fits(size) and (found := ranks.first(event_name)) is not None:
-            run, position = found
-            yield self._remove(run, run.pop(position))
+            yield self._evict(*found)
 
     def make_room_of(self, key: int | None, event_name: str) -> Iterator[Batch]:
         """Evict and yield events of one visitor until this visitor's next event, `event_name`, is within the bound."""
@@ -578,8 +590,11 @@ class EventBuffer:
         if last is None or last.backlog is None or last.backlog.ranks is None:
             return
         while not self.admits(key) and (found := last.backlog.ranks.first(event_name)) is not None:
-            run, position = found
-            yield self._remove(run, run.pop(position))
+            yield self._evict(*found)
+
+    def _evict(self, serial: int, run: Run) -> Batch:
+        position = places_of(run.share).index(serial - run.serial)
+        return self._remove(run, run.cut(position, position + 1))
 
     def expire(self, moment: float, most: int = sys.maxsize) -> Iterator[Batch]:
         """Remove and yield events that were tracked at `moment` or before, in batches of at most `most` events.
@@ -589,7 +604,7 @@ class EventBuffer:
         """
         while (run := self._oldest_by(moment)) is not None:
             count = bisect.bisect_right(run.times, moment) if self._timed else len(run)
-            yield self._remove(run, run.cut_head(min(count, most)))
+            yield self._remove(run, run.cut(0, min(count, most)))
 
     def _oldest_by(self, moment: float) -> Run | None:
         """Return the run with the oldest waiting event if that event came at `moment` or before, otherwise None."""
@@ -597,14 +612,14 @@ class EventBuffer:
             run, came_at = next(iter(self._order.items()), (None, math.inf))
             return run if came_at <= moment else None
         while self._ages and self._ages[0][0] <= moment:
-            _, number, run = self._ages[0]
+            _, serial, run = self._ages[0]
             if run not in self._order:
                 heapq.heappop(self._ages)
             elif run.times[0] <= moment:
                 return run
             else:
                 # The first events of this run have left the buffer, so the entry in the heap is updated.
-                heapq.heapreplace(self._ages, (run.times[0], number, run))
+                heapq.heapreplace(self._ages, (run.times[0], serial, run))
         return None
 
     def _remove(self, run: Run, removed: Batch) -> Batch:
@@ -618,13 +633,13 @@ class EventBuffer:
         if run.backlog is not None:
             run.backlog.events -= len(removed)
         if self._ranks is not None:
-            self._forget_ranks(run, removed)
+            self._forget_ranks(run, removed.shares[0], removed.envelopes)
         if run.leaves:
             self._ready_events -= len(removed)
             self._ready_bytes -= size
         if run:
             return removed
-        removed.opened_in = run.opened_in
+        removed.opened_in.append(run.generation)
         run.full = True
         if run is self._unit:
             self._unit = None
@@ -646,7 +661,7 @@ class EventBuffer:
         if following is None:
             del before.followers[key]
         else:
-            before.followers[key] = following
+            before.put_behind(key, following)
             following.follows = before
         if self._last.get(key) is trail:
             self._last[key] = before
@@ -655,18 +670,19 @@ class EventBuffer:
         """Subtract a run that has left the buffer from the counters."""
         del self._order[run]
         if self._ranks is not None:
-            self._forget_ranks(run, run)
+            self._forget_ranks(run, run.share, run.envelopes)
         if len(self._ages) > 2 * len(self._order) + _LOOKED_AT:
             self._ages = [age for age in self._ages if age[2] in self._order]
             heapq.heapify(self._ages)
         self.events -= len(run)
         self.bytes -= run.size - 1
 
-    def _forget_ranks(self, run: Run, gone: Batch) -> None:
-        assert self._ranks is not None  # noqa: S101 - checked by the callers
-        self._ranks.forget(gone)
-        if run.backlog is not None and run.backlog.ranks is not None:
-            run.backlog.ranks.forget(gone)
+    def _forget_ranks(self, run: Run, share: Share, envelopes: Sequence[builtins.bytes]) -> None:
+        """Remove events that have left a run from the tables of events that may be evicted."""
+        for ranks in (self._ranks, None if run.backlog is None else run.backlog.ranks):
+            if ranks is not None:
+                for place, envelope in zip(places_of(share), envelopes, strict=True):
+                    ranks.remove(run.serial + place, run.fate.names[place], len(envelope) + 1)
 
     def _make_ready(self, run: Run) -> None:
         run.ready = True

@@ -15,9 +15,6 @@ from retailrocket_async._errors import ConfigurationError, brief
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from retailrocket_async._queue.batch import Batch
-    from retailrocket_async._receipt import Receipt
-
 Overflow: TypeAlias = Literal["wait", "raise", "drop_newest", "drop_oldest", "shed"]
 """What happens to a new event if the buffer is full; see `Buffer.overflow`."""
 
@@ -90,10 +87,10 @@ def checked_ranking(ranking: object) -> Mapping[str, int]:
     return Ranking(cast("dict[str, int]", copy))
 
 
-BatchT = TypeVar("BatchT", bound="Batch")
+RunT = TypeVar("RunT")
 
 
-class Ranks(Generic[BatchT]):
+class Ranks(Generic[RunT]):
     """Keeps the waiting events by rank, and finds the event to evict first: the oldest event of the lowest rank.
 
     Args:
@@ -102,44 +99,49 @@ class Ranks(Generic[BatchT]):
 
     def __init__(self, ranking: Mapping[str, int]) -> None:
         self._ranking = dict(ranking)
-        # The waiting events of each rank, oldest first, each with its run. The buffer's list of runs cannot be used
-        # instead, because several runs are open at the same time, so runs are not sorted by the age of all their
-        # events. A plain dict would be slow when its first entries are removed.
-        self._waiting: dict[int, OrderedDict[Receipt, BatchT]] = {}
+        # The waiting events of each rank by serial number (see `Run`), oldest first, each with its run. The buffer's
+        # list of runs cannot be used instead, because several runs are open at the same time, so runs are not sorted by
+        # the age of all their events. A plain dict would be slow when its first entries are removed.
+        self._waiting: dict[int, OrderedDict[int, RunT]] = {}
         self._bytes: Counter[int] = Counter()
 
     def of(self, event_name: str) -> int:
         """Return the rank of an event."""
         return self._ranking.get(event_name, _UNNAMED)
 
-    def add(self, batch: BatchT, receipt: Receipt, size: int) -> None:
-        """Add one event of a batch; `size` is its number of bytes."""
-        rank = self._ranking.get(receipt.event_name, _UNNAMED)
+    def add(self, serial: int, run: RunT, event_name: str, size: int) -> None:
+        """Add one event.
+
+        Args:
+            serial: the event's serial number; see `Run`.
+            run: the run that the event waits in.
+            event_name: the event's name as the API spells it.
+            size: the event's number of bytes.
+        """
+        rank = self._ranking.get(event_name, _UNNAMED)
         waiting = self._waiting.get(rank)
         if waiting is None:
             waiting = self._waiting[rank] = OrderedDict()
             self._bytes[rank] = 0
-        waiting[receipt] = batch
+        waiting[serial] = run
         self._bytes[rank] += size
 
-    def forget(self, gone: Batch) -> None:
-        """Remove the events of `gone`, which have left the buffer."""
-        for envelope, receipt in gone:
-            rank = self.of(receipt.event_name)
-            del self._waiting[rank][receipt]
-            self._bytes[rank] -= len(envelope) + 1
+    def remove(self, serial: int, event_name: str, size: int) -> None:
+        """Remove an event that has left the buffer; `add` describes the arguments."""
+        rank = self._ranking.get(event_name, _UNNAMED)
+        del self._waiting[rank][serial]
+        self._bytes[rank] -= size
 
     def yielding(self, event_name: str) -> int:
         """Return the number of bytes of all events that may be evicted for a new event called `event_name`."""
         rank = self.of(event_name)
         return sum(size for other, size in self._bytes.items() if other <= rank)
 
-    def first(self, event_name: str) -> tuple[BatchT, int] | None:
-        """Return the batch and position of the event to evict for a new event called `event_name`, or None."""
+    def first(self, event_name: str) -> tuple[int, RunT] | None:
+        """Return the serial number and the run of the event to evict for a new event called `event_name`, or None."""
         for rank in sorted(self._waiting):
             if rank > self.of(event_name):
                 return None
             if waiting := self._waiting[rank]:
-                receipt, batch = next(iter(waiting.items()))
-                return batch, batch.receipts.index(receipt)
+                return next(iter(waiting.items()))
         return None

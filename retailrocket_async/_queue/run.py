@@ -7,13 +7,15 @@ settled. A `Hold` stands in the place of a run for a request that is sent withou
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from retailrocket_async._fate import Fate, places_of
 from retailrocket_async._queue.batch import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from retailrocket_async._fate import Share
     from retailrocket_async._queue.eviction import Ranks
 
 
@@ -32,8 +34,15 @@ class Backlog:
         self.ranks = ranks
 
 
-class Run(Batch):
+_NO_TIMES: Final[list[float]] = []
+_NO_FOLLOWERS: Final[dict[int, Run]] = {}
+"""Stand in all runs without times or followers, because hundreds of thousands of events may wait. Always empty."""
+
+
+class Run:
     """Waiting events that leave the buffer in one request. A run is never divided while it waits.
+
+    An event that is evicted or expires leaves the run alone. The places of the other events stay the same.
 
     Args:
         opened_at: when the run was opened (seconds on the buffer's clock).
@@ -41,8 +50,21 @@ class Run(Batch):
         follows: see the attribute.
         backlog: see the attribute.
         most: see the attribute.
+        serial: see the attribute.
+        timed: whether the run stores the times of its events.
 
     Attributes:
+        fate: gets the outcomes of the events, also of events that have left the run. Its `names` has the names of all
+            events that were ever added to the run.
+        places: the places of the events in `fate`; None if the run still has all its events.
+        envelopes: the JSON of each event, in order.
+        times: when each event was tracked (seconds on the buffer's clock); empty without `Buffer.max_age`.
+        size: number of bytes of a request body with these events.
+        opened_at: when the run was opened for its first event (seconds on the buffer's clock).
+        alone: whether the run is a single event that no batch may hold together with others.
+        serial: the serial number of the run's first event, in the order in which the runs were opened. The serial
+            number of another event is greater by its place.
+        most: number of events with which the run is full, events that have left the run alone included.
         generation: number of flushes that had begun when the run was opened. No event is added after the next flush has
             begun, so a flush waits for earlier events only.
         keys: the key of each visitor who has events in the run, each key once. While the run is in flight, the keys of
@@ -55,13 +77,15 @@ class Run(Batch):
         ready_at: when the run became ready (seconds on the buffer's clock).
         departed: whether the run has left the buffer.
         full: whether no further event may be added to the run.
-        most: number of events with which the run is full.
         hurried: whether the run is due as soon as it is ready, because a direct send waits for it.
     """
 
     __slots__ = (
+        "alone",
         "backlog",
         "departed",
+        "envelopes",
+        "fate",
         "followers",
         "follows",
         "full",
@@ -70,23 +94,66 @@ class Run(Batch):
         "keys",
         "leaves",
         "most",
+        "opened_at",
+        "places",
         "ready",
         "ready_at",
+        "serial",
+        "size",
+        "times",
     )
 
-    def __init__(
-        self, opened_at: float, generation: int, follows: Run | None, backlog: Backlog | None, *, most: int
+    def __init__(  # noqa: PLR0913 - a record
+        self,
+        opened_at: float,
+        generation: int,
+        follows: Run | None,
+        backlog: Backlog | None,
+        *,
+        most: int,
+        serial: int,
+        timed: bool,
     ) -> None:
-        super().__init__(opened_at)
+        self.fate = Fate([])
+        self.envelopes: list[bytes] = []
+        self.times: list[float] = [] if timed else _NO_TIMES
+        self.size: int = 1
+        self.opened_at = self.ready_at = opened_at
         self.generation = generation
-        self.opened_in.append(generation)
+        self.most = most
+        self.serial = serial
         self.keys: list[int] = []
         self.follows = follows
-        self.followers: dict[int, Run] = {}
+        self.followers: dict[int, Run] = _NO_FOLLOWERS
         self.backlog = backlog
-        self.most = most
-        self.ready = self.leaves = self.departed = self.full = self.hurried = False
-        self.ready_at = opened_at
+        self.alone = self.ready = self.leaves = self.departed = self.full = self.hurried = False
+        self.places: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.envelopes)
+
+    @property
+    def share(self) -> Share:
+        """The fate and the places of the events."""
+        return self.fate, self.places
+
+    def put_behind(self, key: int, follower: Run) -> None:
+        """Make `follower` the run with the next events of the visitor `key`."""
+        if self.followers is _NO_FOLLOWERS:
+            self.followers = {}
+        self.followers[key] = follower
+
+    def cut(self, start: int, stop: int) -> Batch:
+        """Remove the events from `start` to before `stop`, and return them as a batch."""
+        places = list(places_of(self.share))
+        cut = Batch(self.opened_at)
+        cut.envelopes, cut.times = self.envelopes[start:stop], self.times[start:stop]
+        cut.shares = [(self.fate, places[start:stop])]
+        cut.size = 1 + sum(map(len, cut.envelopes)) + len(cut.envelopes)
+        del self.envelopes[start:stop], self.times[start:stop], places[start:stop]
+        self.places = places
+        self.size -= cut.size - 1
+        return cut
 
 
 class Hold(Run):
@@ -105,7 +172,7 @@ class Hold(Run):
     __slots__ = ("granted", "waits_for")
 
     def __init__(self, opened_at: float, generation: int, granted: Callable[[], None]) -> None:
-        super().__init__(opened_at, generation, None, None, most=0)
+        super().__init__(opened_at, generation, None, None, most=0, serial=0, timed=False)
         self.full = True
         self.waits_for = 0
         self.granted = granted

@@ -10,9 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from retailrocket_async._receipt import Receipt
-    from retailrocket_async._spool.process_events import SpoolReceipt
 
-Entry: TypeAlias = "tuple[bytes, SpoolReceipt, asyncio.Future[Receipt] | None]"
+Entry: TypeAlias = "tuple[bytes, Receipt, asyncio.Future[Receipt] | None]"
 """An event to write: its JSON, its receipt, and the future that the caller awaits (None if the caller does not wait).
 
 Every event needs such an entry, so the entry is a plain tuple, which is fast to create. If the future is cancelled

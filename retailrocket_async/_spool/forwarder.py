@@ -13,14 +13,14 @@ wait in the file.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import attrs
 
 from retailrocket_async._errors import SpoolError
 from retailrocket_async._events.codec import label_of, name_of
+from retailrocket_async._fate import Fate, tags_in
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept
-from retailrocket_async._receipt import Receipt
 from retailrocket_async._runtime.futures import set_result
 from retailrocket_async._spool.dead_letters import reason_of
 from retailrocket_async._spool.file import Settlement, now
@@ -52,20 +52,18 @@ _LOG_POLL: Final = 0.1
 """Seconds between two reads of the log of outcomes, while another process sends the events of this process."""
 
 
-class EngineReceipt(Receipt):
-    """The receipt that the engine uses for an event of the file. The caller of `track` gets a separate `SpoolReceipt`.
+class StoredEvent(NamedTuple):
+    """What the engine stores with an event of the file, as the event's tag; see `Fate.tags`.
 
     Attributes:
         id: the id of the event in the file.
+        name: the event's name as the API spells it.
         maybe_sent: whether another process may have sent the event.
     """
 
-    __slots__ = ("id", "maybe_sent")
-
-    def __init__(self, event_name: str, number: int, *, maybe_sent: bool) -> None:
-        super().__init__(event_name)
-        self.id = number
-        self.maybe_sent = maybe_sent
+    id: int
+    name: str
+    maybe_sent: bool
 
 
 class Forwarder:
@@ -212,14 +210,14 @@ class Forwarder:
 
     def _feed(self, number: int, name: str, body: bytes, came_at: float, *, expired: bool) -> None:
         maybe_sent = number <= self.reader.read_before
-        receipt = EngineReceipt(name, number, maybe_sent=maybe_sent)
+        stored = StoredEvent(number, name, maybe_sent)
+        outcome: Outcome | None = Dropped(reason="expired") if expired else None
         if maybe_sent and name in self._once:
             outcome = Abandoned(reason="at_most_once", maybe_recorded=True, attempts=0)
-            self._engine.intake.end(body, receipt, outcome)
-        elif expired:
-            self._engine.intake.end(body, receipt, Dropped(reason="expired"))
+        if outcome is not None:
+            self._engine.intake.end(body, (Fate([name], [stored]), None), outcome)
         else:
-            self._engine.intake.feed(body, receipt, label_of(body)[1], came_at)
+            self._engine.intake.feed(body, name, label_of(body)[1], came_at, stored)
 
     def _fed(self, count: int, size: int) -> None:
         self._window.add(count, size)
@@ -254,36 +252,36 @@ class Forwarder:
         engine was closed or cancelled, no outcome is written, and the events stay in the file. The method then returns
         `Kept`, or `Abandoned` with the reason "lost" if the file is gone.
         """
-        receipts = [receipt for receipt in batch.receipts if isinstance(receipt, EngineReceipt)]
-        if not receipts:
+        events = [tag for tag in tags_in(batch.shares) if isinstance(tag, StoredEvent)]
+        if not events:
             return outcome
-        self._window.remove(len(receipts), sum(map(len, batch.envelopes)))
+        self._window.remove(len(events), sum(map(len, batch.envelopes)))
         if self._window.is_worth_reading():
             self._wake_up()
         if isinstance(outcome, Kept | Dropped | Abandoned) and _is_cut_short(outcome):
-            maybe = outcome.maybe_recorded or any(each.maybe_sent for each in receipts)
+            maybe = outcome.maybe_recorded or any(each.maybe_sent for each in events)
             self._left_maybe_sent = self._left_maybe_sent or maybe
             kept: Kept | Abandoned = Kept(maybe_recorded=maybe, attempts=outcome.attempts)
             if self.file_gone:
                 kept = Abandoned(reason="lost", maybe_recorded=maybe, attempts=outcome.attempts)
             if self.file_gone or not self._handing_over:
-                self.kept.append((ranges(receipt.id for receipt in receipts), kept))
+                self.kept.append((ranges(each.id for each in events), kept))
             return kept
         for maybe_sent in (False, True):
-            chosen = [receipt for receipt in receipts if receipt.maybe_sent is maybe_sent]
+            chosen = [each for each in events if each.maybe_sent is maybe_sent]
             if chosen:
                 self._settle(chosen, _maybe_sent_before(outcome) if maybe_sent else outcome, maybe_sent=maybe_sent)
         return outcome
 
-    def _settle(self, receipts: Sequence[EngineReceipt], outcome: Outcome, *, maybe_sent: bool) -> None:
+    def _settle(self, events: Sequence[StoredEvent], outcome: Outcome, *, maybe_sent: bool) -> None:
         dead = None if isinstance(outcome, Delivered) else reason_of(outcome)
         by_name: dict[str, list[int]] = {}
         if isinstance(outcome, Dropped):
             # Dropped events are counted by name, so there is a separate settlement for each name.
-            for receipt in receipts:
-                by_name.setdefault(receipt.event_name, []).append(receipt.id)
+            for each in events:
+                by_name.setdefault(each.name, []).append(each.id)
         else:
-            by_name[""] = [receipt.id for receipt in receipts]
+            by_name[""] = [each.id for each in events]
         for name, ids in by_name.items():
             self._writer.settle(
                 Settlement(ranges(ids), encode_outcome(outcome, name), dead, maybe_sent or outcome.maybe_recorded)

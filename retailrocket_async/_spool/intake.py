@@ -6,18 +6,22 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Protocol
 
 from retailrocket_async._errors import ClientClosedError, SpoolError, SpoolFullError
+from retailrocket_async._fate import Fate
 from retailrocket_async._outcome import Dropped
-from retailrocket_async._spool.process_events import SpoolReceipt
+from retailrocket_async._receipt import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from retailrocket_async._delivery.dispatcher import Dispatcher
     from retailrocket_async._events.models import Event
-    from retailrocket_async._receipt import Receipt
     from retailrocket_async._spool.entries import Entry
     from retailrocket_async._spool.ledger import SpoolLedger
     from retailrocket_async._spool.writer import SpoolWriter
+
+_SHARED: Final = 20
+"""Number of events that share a fate. The number is small because `ProcessEvents` forgets a fate only if no caller
+holds any of its receipts."""
 
 _MOST_UNWRITTEN: Final = 10_000
 """Number of unwritten events above which `track_nowait` raises `SpoolFullError`."""
@@ -56,6 +60,8 @@ class SpoolIntake:
         self._ledger = ledger
         self._affinity = engine.affinity
         self._write: Callable[[Entry], None] | None = None
+        # The fate of the next event, and of events before it.
+        self._fate = Fate([])
         self.left_in_a_row = 1
         self.closed = False
 
@@ -157,6 +163,10 @@ class SpoolIntake:
         write = self._write
         if write is None:
             write = self._write = self._source.started_writer().put
-        receipt = SpoolReceipt(name)
+        if len(self._fate.names) >= _SHARED:
+            self._fate = Fate([])
+        fate = self._fate
+        fate.names.append(name)
+        receipt = Receipt(fate, len(fate.names) - 1)
         write((envelope, receipt, admitted))
         return receipt

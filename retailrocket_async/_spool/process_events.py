@@ -1,8 +1,8 @@
 """Counts the events in a spool that this process has tracked, and sets the outcomes of their receipts.
 
 A spool may hold millions of events, so there is one record for each run of consecutive ids, not for each event. The
-records have only weak references to receipts, so a receipt uses no memory once the caller drops the receipt. Most
-callers drop receipts immediately.
+records have only weak references to the fates of the events, so a fate uses no memory once the callers drop its
+receipts. Most callers drop receipts immediately.
 """
 
 from __future__ import annotations
@@ -14,25 +14,21 @@ from typing import TYPE_CHECKING, Final
 
 from retailrocket_async._delivery.counts import OutcomeCounts
 from retailrocket_async._delivery.flushes import Flushes
-from retailrocket_async._receipt import Receipt, settle
+from retailrocket_async._receipt import share_of
 
 if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Iterable, Sequence
 
+    from retailrocket_async._fate import Fate
     from retailrocket_async._outcome import Abandoned, Kept, Outcome
+    from retailrocket_async._receipt import Receipt
     from retailrocket_async._spool.id_ranges import Range
 
 
-_YOUNG: Final = 16
+_YOUNG: Final = 32
 """Number of newest runs that `_compact` is not called for, because callers often still hold the receipts of new
-events."""
-
-
-class SpoolReceipt(Receipt):
-    """A receipt that supports weak references, so that `ProcessEvents` does not keep the receipt in memory."""
-
-    __slots__ = ("__weakref__",)
+events. The number is larger than the number of events that share a fate, because the next event may get that fate."""
 
 
 class _Run:
@@ -46,31 +42,39 @@ class _Run:
         first: the id of the first event.
         last: the id of the last event.
         left: number of events in the run that have no outcome.
-        refs: weak references to the receipts of the events; None once no caller holds any of these receipts.
+        parts: the fates and the places of the events, in the order of their ids, with weak references to the fates.
+            None once no caller holds any of the receipts.
     """
 
-    __slots__ = ("first", "last", "left", "refs")
+    __slots__ = ("first", "last", "left", "parts")
 
-    def __init__(self, first: int, receipts: Sequence[SpoolReceipt]) -> None:
+    def __init__(self, first: int, receipts: Sequence[Receipt]) -> None:
         self.first = first
         self.last = first + len(receipts) - 1
         self.left = len(receipts)
-        self.refs: list[weakref.ref[SpoolReceipt]] | None = list(map(weakref.ref, receipts))
+        self.parts: list[tuple[weakref.ref[Fate], list[int]]] | None = []
+        last: Fate | None = None
+        for fate, [place] in map(share_of, receipts):
+            if fate is not last:
+                last = fate
+                self.parts.append((weakref.ref(fate), []))
+            self.parts[-1][1].append(place)
 
-    def receipts(self, first: int, last: int) -> list[SpoolReceipt]:
-        """Return the receipts of the ids from `first` to `last`, without the receipts that no caller holds any more."""
-        if self.refs is None:
-            return []
-        some = self.refs[first - self.first : last - self.first + 1]
-        return [receipt for ref in some if (receipt := ref()) is not None]
+    @property
+    def held(self) -> bool:
+        """Whether a caller holds a receipt of one of these fates."""
+        return any(fate() is not None for fate, _ in self.parts or ())
 
-    def numbered(self) -> list[tuple[int, SpoolReceipt]]:
-        """Return all receipts that a caller still holds, each with the id of its event."""
-        return [
-            (number, receipt)
-            for number, ref in enumerate(self.refs or (), self.first)
-            if (receipt := ref()) is not None
-        ]
+    def settle(self, first: int, last: int, outcome: Outcome) -> None:
+        """Set the outcome of the events with the ids from `first` to `last`."""
+        start, stop = first - self.first, last - self.first + 1
+        for reference, places in self.parts or ():
+            if stop <= 0:
+                return
+            if start < len(places) and (fate := reference()) is not None:
+                fate.settle(outcome, places[max(0, start) : stop])
+            start -= len(places)
+            stop -= len(places)
 
 
 class ProcessEvents:
@@ -89,7 +93,7 @@ class ProcessEvents:
         self.tracked = 0
         self.pending = 0
 
-    def accepted(self, receipts: Sequence[SpoolReceipt], last: int) -> None:
+    def accepted(self, receipts: Sequence[Receipt], last: int) -> None:
         """Add events that are in the file now.
 
         Args:
@@ -109,10 +113,10 @@ class ProcessEvents:
         If the previous run has no references either, and the run begins with the next id, merge the two runs.
         """
         run = self._runs[position]
-        if run.refs is not None and not any(ref() is not None for ref in run.refs):
-            run.refs = None
+        if run.parts is not None and not run.held:
+            run.parts = None
         before = self._runs[position - 1] if position else None
-        if before is not None and before.refs is None and run.refs is None and before.last == run.first - 1:
+        if before is not None and before.parts is None and run.parts is None and before.last == run.first - 1:
             before.last = run.last
             before.left += run.left
             del self._runs[position]
@@ -137,7 +141,7 @@ class ProcessEvents:
                     position += 1
                 else:
                     del self._runs[position]
-                settle(run.receipts(begin, end), outcome)
+                run.settle(begin, end, outcome)
                 self._count(begin, end, outcome, name)
 
     def _count(self, first: int, last: int, outcome: Outcome, name: str) -> None:
@@ -163,10 +167,10 @@ class ProcessEvents:
             run.left -= gone
             self.pending -= gone
             self.counts.add(outcome, gone, ())
-            waits = set(still)
-            for number, receipt in run.numbered():
-                if number not in waits:
-                    settle([receipt], outcome)
+            begin = run.first
+            for number in [*still, run.last + 1]:
+                run.settle(begin, number - 1, outcome)
+                begin = number + 1
             for flush in self._flushes:
                 if run.first <= flush.last:
                     flush.count_down(min(gone, flush.last - run.first + 1))
@@ -191,6 +195,6 @@ class ProcessEvents:
         self.pending = 0
         runs, self._runs = self._runs, []
         for run in runs:
-            settle(run.receipts(run.first, run.last), outcome)
+            run.settle(run.first, run.last, outcome)
         for flush in self._flushes:
             flush.end()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from retailrocket_async._errors import SpoolError
 from retailrocket_async._outcome import Dropped
+from retailrocket_async._receipt import share_of
 from retailrocket_async._spool.failures import SpoolGoneError
 from retailrocket_async._spool.forwarder import Forwarder
 from retailrocket_async._spool.outcome_codec import encode_outcome
@@ -199,7 +200,7 @@ class RunningSpool:
             # There is no error, or the caller does not wait and cannot get the error, so the event is dropped.
             dropped = Dropped(reason="overflow")
             self._ledger.drop_direct(dropped, [receipt.event_name])
-            self._engine.intake.end(envelope, receipt, dropped)
+            self._engine.intake.end(envelope, share_of(receipt), dropped)
             if admitted is not None:
                 admitted.set_result(receipt)
 

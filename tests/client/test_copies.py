@@ -19,6 +19,7 @@ import redis.asyncio
 import retailrocket_async as rr
 from retailrocket_async import AsyncTrackingClient, UncopyableError
 from retailrocket_async._errors import REDACTED, error_for
+from retailrocket_async._receipt import single_receipt
 from retailrocket_async.asgi import RetailRocket
 from retailrocket_async.emulator import (
     EmulatorProcess,
@@ -240,7 +241,7 @@ UNCOPYABLE: dict[str, Callable[[], Any]] = {
     "AsyncTrackingClient": _client,
     "RecordingClient": RecordingClient,
     "ThreadsafeHandle": lambda: asyncio.run(_handle()),
-    "Receipt": lambda: rr.Receipt("view"),
+    "Receipt": lambda: single_receipt("view"),
     "LocalLimiter": lambda: rr.LocalLimiter(rr.RateLimit()),
     "RedisLimiter": lambda: RedisLimiter(REDIS),
     "Relay": lambda: Relay(MemorySource(MemoryStream()), _client()),

@@ -36,9 +36,10 @@ from retailrocket_async import (
 from retailrocket_async._errors import error_for
 from retailrocket_async._http.reply import Reply, Verdict
 from retailrocket_async._outcome import AbandonReason, DropReason, Undelivered
-from retailrocket_async._receipt import settle
+from retailrocket_async._receipt import single_receipt
 from tests.support.ids import shown
 from tests.support.internals import waiters_of
+from tests.support.receipts import settle
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -225,7 +226,7 @@ def test_error_names_reason_of_drop(reason: DropReason) -> None:
 @pytest.mark.parametrize("outcome", OUTCOMES, ids=shown)
 async def test_await_gives_the_outcome(outcome: Outcome) -> None:
     """If a receipt is awaited before or after its outcome is set, also repeatedly, it returns the outcome."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     waiter = asyncio.ensure_future(receipt)
     await settled()
     settle([receipt], outcome)
@@ -236,7 +237,7 @@ async def test_await_gives_the_outcome(outcome: Outcome) -> None:
 @pytest.mark.parametrize(("outcome", "kind", "message"), ERRORS, ids=shown)
 async def test_delivered_raises(outcome: Undelivered, kind: type[DeliveryError], message: str) -> None:
     """If the event is not delivered, each call of `delivered()` raises the outcome's error as a new object."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     early = asyncio.ensure_future(receipt.delivered())
     await settled()
     settle([receipt], outcome)
@@ -253,7 +254,7 @@ async def test_delivered_raises(outcome: Undelivered, kind: type[DeliveryError],
 
 async def test_delivered_returns() -> None:
     """If the event is delivered, `delivered()` returns the outcome."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     settle([receipt], DELIVERED)
 
     assert await receipt.delivered() is DELIVERED
@@ -261,7 +262,7 @@ async def test_delivered_returns() -> None:
 
 def test_nothing_blocks() -> None:
     """If no event loop runs, a receipt's properties still work; `outcome` is None until the outcome is set."""
-    receipt = Receipt("addToBasket")
+    receipt = single_receipt("addToBasket")
     before = (receipt.event_name, receipt.done(), receipt.outcome, repr(receipt))
     settle([receipt], DELIVERED)
     after = (receipt.event_name, receipt.done(), receipt.outcome)
@@ -273,7 +274,7 @@ def test_nothing_blocks() -> None:
 
 def test_settled_receipt_needs_no_loop() -> None:
     """If a receipt has its outcome, awaiting the receipt returns without suspending the task."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     settle([receipt], DELIVERED)
     with pytest.raises(StopIteration) as caught:
         next(receipt.__await__())
@@ -284,7 +285,7 @@ def test_settled_receipt_needs_no_loop() -> None:
 @pytest.mark.parametrize(("first", "second"), list(itertools.permutations(OUTCOMES[:4], 2)), ids=shown)
 async def test_first_outcome_stands(first: Outcome, second: Outcome) -> None:
     """If a second outcome is set, the receipt keeps the first outcome."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     waiter = asyncio.ensure_future(receipt)
     await settled()
     settle([receipt], first)
@@ -295,7 +296,7 @@ async def test_first_outcome_stands(first: Outcome, second: Outcome) -> None:
 
 def test_settle_takes_many() -> None:
     """If `settle` gets many receipts, it sets the outcome of each receipt that has no outcome yet."""
-    receipts = [Receipt("view") for _ in range(3)]
+    receipts = [single_receipt("view") for _ in range(3)]
     dropped = Dropped(reason="overflow")
     settle(receipts[:1], dropped)
     settle(iter(receipts), DELIVERED)
@@ -306,7 +307,7 @@ def test_settle_takes_many() -> None:
 
 async def test_many_waiters() -> None:
     """If many tasks await one receipt, all get its outcome, in the order in which they began to wait."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     order: list[int] = []
 
     async def wait(number: int) -> Outcome:
@@ -325,7 +326,7 @@ async def test_many_waiters() -> None:
 @pytest.mark.parametrize("victim", [0, 1, 2])
 async def test_cancelled_waiter(victim: int) -> None:
     """If one waiting task is cancelled, the other tasks still get the outcome."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     doors: list[Coroutine[Any, Any, Outcome]] = [_wait(receipt), receipt.delivered(), _wait(receipt)]
     tasks = [asyncio.create_task(door) for door in doors]
     await settled()
@@ -342,7 +343,7 @@ async def test_cancelled_waiter(victim: int) -> None:
 
 async def test_waiter_cancelled_with_the_outcome_there() -> None:
     """If a task is cancelled right after the outcome is set, the task is cancelled and other tasks get the outcome."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     tasks = [asyncio.create_task(_wait(receipt)) for _ in range(2)]
     await settled()
     settle([receipt], DELIVERED)
@@ -354,7 +355,7 @@ async def test_waiter_cancelled_with_the_outcome_there() -> None:
 
 async def test_waiter_cancelled_just_before_the_outcome() -> None:
     """If a task is cancelled right before the outcome is set, the task is cancelled and other tasks get the outcome."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     tasks = [asyncio.create_task(_wait(receipt)) for _ in range(2)]
     await settled()
     tasks[0].cancel()
@@ -366,7 +367,7 @@ async def test_waiter_cancelled_just_before_the_outcome() -> None:
 
 async def test_everyone_cancelled() -> None:
     """If all waiting tasks were cancelled, the receipt still gets its outcome."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     tasks = [asyncio.create_task(_wait(receipt)) for _ in range(3)]
     await settled()
     for task in tasks:
@@ -379,7 +380,7 @@ async def test_everyone_cancelled() -> None:
 
 async def test_polling_leaves_nothing_behind() -> None:
     """If a task repeatedly awaits a receipt with a timeout, the receipt stores no waiters afterwards."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     for _ in range(100):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(receipt, 0)
@@ -393,7 +394,7 @@ async def test_polling_leaves_nothing_behind() -> None:
 
 def test_outcome_wakes_another_threads_idle_loop() -> None:
     """If a task waits in another thread's idle loop, setting the outcome wakes this loop."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     waits = threading.Event()
     outcomes: list[Outcome] = []
 
@@ -420,7 +421,7 @@ def test_outcome_in_a_thread_without_a_loop_wakes_the_loop_that_waits() -> None:
     """If the outcome is set in a thread without a loop, a task that waits in a loop is woken."""
 
     async def main() -> Outcome:
-        receipt = Receipt("view")
+        receipt = single_receipt("view")
         waiter = asyncio.ensure_future(receipt)
         await settled()
         # After `join` the thread is gone, so only the outcome that the thread has set can wake this loop.
@@ -434,7 +435,7 @@ def test_outcome_in_a_thread_without_a_loop_wakes_the_loop_that_waits() -> None:
 
 def test_closed_loop_of_a_waiter_takes_no_outcome_from_others() -> None:
     """If the loop of one waiting task is closed, the receipt and the other waiting tasks still get the outcome."""
-    receipts = [Receipt("view") for _ in range(2)]
+    receipts = [single_receipt("view") for _ in range(2)]
     gone = asyncio.new_event_loop()
     left = _wait(receipts[0])
     task = gone.create_task(left)
@@ -456,7 +457,7 @@ def test_closed_loop_of_a_waiter_takes_no_outcome_from_others() -> None:
 
 async def test_closed_coroutine_leaves_nothing_behind() -> None:
     """If a coroutine that awaits a receipt is closed, the receipt can still get its outcome."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
     coroutine = _wait(receipt)
     coroutine.send(None)
     coroutine.close()
@@ -472,13 +473,13 @@ def test_unawaited_receipt_never_warns() -> None:
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context))
         for outcome in (None, *OUTCOMES):
-            receipt = Receipt("view")
+            receipt = single_receipt("view")
             left = asyncio.create_task(_wait(receipt))
             await settled()
             left.cancel()
             await settled()
             if outcome is not None:
-                settle([receipt, Receipt("view")], outcome)
+                settle([receipt, single_receipt("view")], outcome)
             del receipt, left
 
     with warnings.catch_warnings():
@@ -495,10 +496,10 @@ def test_unawaited_receipt_never_warns() -> None:
 
 def test_receipt_is_slim() -> None:
     """If a receipt is new, it uses little memory: it has no `__dict__` and no container for waiting tasks."""
-    receipt = Receipt("view")
+    receipt = single_receipt("view")
 
     assert not hasattr(receipt, "__dict__")
-    assert waiters_of(receipt) is None
+    assert not waiters_of(receipt)
 
 
 async def _wait(receipt: Receipt) -> Outcome:

@@ -29,6 +29,7 @@ from retailrocket_async import (
     View,
     WrongLoopError,
 )
+from retailrocket_async._receipt import single_receipt
 from retailrocket_async.emulator import Settings, emulator_process
 from tests.support.fakes import OK, ScriptedTransport, event, make_client
 from tests.support.full_shop import AT_ONCE, ONE_BY_ONE, PARKED, full_shop, until
@@ -209,7 +210,7 @@ async def test_the_loops_own_thread_is_refused() -> None:
         uses: list[Callable[[], object]] = [
             lambda: handle.track(event(1)),
             lambda: handle.track_many([event(1)]),
-            lambda: handle.wait(Receipt("view")),
+            lambda: handle.wait(single_receipt("view")),
             handle.flush,
         ]
         for use in uses:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from retailrocket_async import Buffer, ClientClosedError, Receipt, ThreadsafeHandle, WrongLoopError
+from retailrocket_async import Buffer, ClientClosedError, ThreadsafeHandle, WrongLoopError
+from retailrocket_async._receipt import single_receipt
 from tests.support.fakes import ScriptedTransport, event, make_client, turns
 from tests.support.full_shop import ONE_BY_ONE, PARKED, Shop, full_shop, until
 
@@ -42,7 +43,7 @@ def gets_the_error(waiting: Future[object]) -> bool:
 USES: dict[str, Callable[[ThreadsafeHandle], object]] = {
     "track": lambda handle: handle.track(event(2)),
     "track_many": lambda handle: handle.track_many([event(2), event(3)]),
-    "wait": lambda handle: handle.wait(Receipt("view")),
+    "wait": lambda handle: handle.wait(single_receipt("view")),
     "flush": lambda handle: handle.flush(),
 }
 

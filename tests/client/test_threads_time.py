@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from retailrocket_async import Buffer, ConfigurationError, Delivered, FlushTimeoutError, HandleTimeoutError, Receipt
+from retailrocket_async import Buffer, ConfigurationError, Delivered, FlushTimeoutError, HandleTimeoutError
+from retailrocket_async._receipt import single_receipt
 from retailrocket_async._runtime.loop_call import LoopCall, TimeIsUpError
 from tests.support.fakes import ScriptedTransport, Step, event, make_client, turns
 from tests.support.full_shop import AT_ONCE, ONE_BY_ONE, PARKED, full_shop
@@ -106,7 +107,7 @@ async def test_accepted_in_the_moment_in_which_the_time_passes() -> None:
 async def test_waiting_has_an_end() -> None:
     """If `wait` or `flush` times out, it raises an error, and the events are still sent."""
     async with full_shop() as shop:
-        receipt = Receipt("view")
+        receipt = single_receipt("view")
         with pytest.raises(HandleTimeoutError, match="goes on being sent"):
             await asyncio.to_thread(shop.handle.wait, receipt, 0.01)
         assert not waiters_of(receipt)
@@ -151,7 +152,7 @@ async def test_a_timeout_is_a_number_of_seconds(nonsense: Any) -> None:
         uses: list[Callable[[], object]] = [
             lambda: handle.track(event(1), timeout=nonsense),
             lambda: handle.track_many([event(1)], nonsense),
-            lambda: handle.wait(Receipt("view"), nonsense),
+            lambda: handle.wait(single_receipt("view"), nonsense),
             lambda: handle.flush(nonsense),
         ]
         for use in uses:

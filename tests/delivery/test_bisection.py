@@ -15,24 +15,21 @@ from retailrocket_async._delivery.bisection import MOST_CULPRITS, Bisection
 from retailrocket_async._delivery.retry import RetryPolicy
 from retailrocket_async._errors import BadRequestError
 from retailrocket_async._outcome import Abandoned, Delivered, Outcome, Rejected
-from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.options import Batching
-from retailrocket_async._receipt import Receipt
 from tests.support.fakes import OK, Engine, RecordingLimiter, Request, ScriptedTransport, Step, now, status
+from tests.support.receipts import batch_with
 from tests.support.strategies import PROPERTY
 from tests.support.virtual_time import CheckedLoop, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from retailrocket_async._queue.batch import Batch
+
 
 def batch_of(count: int) -> Batch:
     """Return a batch of `count` events, each of whose envelopes (its JSON) is only its number."""
-    batch = Batch(0.0)
-    batch.envelopes = [b"%d" % number for number in range(count)]
-    batch.receipts = [Receipt("view") for _ in range(count)]
-    batch.size = 1 + sum(len(envelope) + 1 for envelope in batch.envelopes)
-    return batch
+    return batch_with([b"%d" % number for number in range(count)])
 
 
 def numbers(batch: Batch) -> list[int]:

@@ -14,8 +14,7 @@ from retailrocket_async._delivery.flight import Flight
 from retailrocket_async._delivery.gate import SendSlot
 from retailrocket_async._http.reply import FailureKind, Reply, Verdict
 from retailrocket_async._outcome import Abandoned, AbandonReason, Delivered, Dropped, Outcome, Rejected
-from retailrocket_async._queue.batch import Batch
-from retailrocket_async._receipt import Receipt
+from tests.support.receipts import batch_with
 
 NOT_SENT = Reply(failure="connect", detail="ConnectError", sent=False)
 NO_ANSWER = Reply(failure="timeout", detail="ReadTimeout")
@@ -176,10 +175,7 @@ def test_too_old_before_and_after_the_first_attempt() -> None:
 
 def batch_flight(count: int) -> Flight:
     """Return the flight of a batch of `count` events that began at 0 s."""
-    batch = Batch(0.0)
-    batch.envelopes += [b"{}"] * count
-    batch.receipts += [Receipt("view") for _ in range(count)]
-    batch.size += 3 * count
+    batch = batch_with([b"{}"] * count)
     return Flight("visitorEvents", b"[]", ["view"] * count, started_at=0.0, opened_in=[0], batch=cast("Any", batch))
 
 
@@ -405,9 +401,7 @@ def test_broken_permit_stops_nothing() -> None:
 @pytest.mark.parametrize("status", [400, 413])
 def test_what_is_given_up_is_not_divided(status: int, reason: AbandonReason) -> None:
     """If a batch is given up, it is not divided, even if its last answer was a 400 or 413 that counts as a 429."""
-    batch = Batch(0.0)
-    batch.envelopes += [b"{}"] * 4
-    batch.receipts += [Receipt("view") for _ in range(4)]
+    batch = batch_with([b"{}"] * 4)
     it = Flight("visitorEvents", b"[]", ["view"] * 4, started_at=0.0, opened_in=[0], batch=cast("Any", batch))
 
     it.depart(0.0)

@@ -14,9 +14,7 @@ from retailrocket_async._delivery.hooks import Hooks
 from retailrocket_async._delivery.ledger import Ledger
 from retailrocket_async._http.reply import Reply
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Rejected
-from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.options import Batching
-from retailrocket_async._receipt import Receipt
 from retailrocket_async._runtime.loop_affinity import LoopAffinity
 from retailrocket_async._stats import StateChange, UndeliveredEvent
 from tests.support.engine_state import breaker_of, hooks_ending_task, hooks_of, hooks_task, queued_for_hooks
@@ -37,6 +35,7 @@ from tests.support.fakes import (
     turns,
 )
 from tests.support.ids import shown
+from tests.support.receipts import batch_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -298,9 +297,7 @@ async def test_slow_hook_misses_what_does_not_fit(caplog: pytest.LogCaptureFixtu
     recorder = RecordingHooks(blocks=True)
     ledger = Ledger(LoopAffinity(), recorder.plainly, None, max_unreported=10)
     for size in (3, 4, 5, 6):
-        batch = Batch(0.0)
-        batch.envelopes += [kept.envelope for kept in undelivered(*range(size))]
-        batch.receipts += [Receipt("view") for _ in range(size)]
+        batch = batch_with([kept.envelope for kept in undelivered(*range(size))])
         ledger.close_batch(batch, REFUSED)
     assert ledger.hooks.missed == 8
     recorder.release.set()

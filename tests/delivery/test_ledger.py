@@ -14,19 +14,20 @@ import retailrocket_async
 from retailrocket_async._delivery.ledger import Ledger
 from retailrocket_async._observer import Observer, Watch
 from retailrocket_async._outcome import Abandoned, Delivered, Dropped, Kept, Outcome, Rejected
-from retailrocket_async._queue.batch import Batch
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._queue.options import Batching, Buffer
-from retailrocket_async._receipt import Receipt
+from retailrocket_async._receipt import share_of, single_receipt
 from retailrocket_async._runtime.loop_affinity import LoopAffinity
 from retailrocket_async._stats import StateChange, UndeliveredEvent
 from tests.support.engine_state import flushes_waited_for
 from tests.support.fakes import check_balance, into
+from tests.support.receipts import batch_with, receipts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from retailrocket_async._delivery.hooks import OutcomeHook, StateHook
+    from retailrocket_async._queue.batch import Batch
     from retailrocket_async._stats import State, Stats
     from tests.support.virtual_time import CheckedLoop
 
@@ -71,10 +72,8 @@ def raising_handler() -> Iterator[RaisingHandler]:
 
 def batch_of(count: int, generation: int = 0, name: str = "view") -> Batch:
     """Return a batch of `count` events."""
-    batch = Batch(0.0)
+    batch = batch_with([b'{"view":{"n":%d}}' % number for number in range(count)], name)
     batch.opened_in.append(generation)
-    batch.envelopes += [b'{"view":{"n":%d}}' % number for number in range(count)]
-    batch.receipts += [Receipt(name) for _ in range(count)]
     return batch
 
 
@@ -106,7 +105,7 @@ def test_receipts_are_settled() -> None:
         batch = batch_of(3)
         new_ledger().close_batch(batch, outcome)
 
-        assert [receipt.outcome for receipt in batch.receipts] == [outcome] * 3
+        assert [receipt.outcome for receipt in receipts_of(batch)] == [outcome] * 3
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
@@ -131,7 +130,7 @@ async def test_hook_finds_its_receipts_settled(virtual_clock: CheckedLoop) -> No
     seen: list[object] = []
 
     async def hook(_: Sequence[UndeliveredEvent]) -> None:
-        seen.append([receipt.done() for receipt in batch.receipts])
+        seen.append([receipt.done() for receipt in receipts_of(batch)])
         check_balance(stats(ledger))
 
     ledger = new_ledger(hook)
@@ -146,7 +145,7 @@ def test_drops_are_counted_by_reason_and_name() -> None:
     ledger = new_ledger()
     for _ in range(3):
         ledger.count_tracked()
-        ledger.drop(b"{}", Receipt("search"), "before_send")
+        ledger.drop(b"{}", single_receipt("search"), "before_send")
     close(ledger, batch_of(2), Dropped(reason="overflow"))
 
     assert stats(ledger).dropped_by == {"before_send": {"search": 3}, "overflow": {"view": 2}}
@@ -222,13 +221,13 @@ async def test_events_that_the_caller_is_told_of_are_told_nobody_else(
     virtual_clock: CheckedLoop, outcome: Outcome
 ) -> None:
     """If events are settled with `notify=False`, they are counted, but neither hook nor close report has them."""
-    receipts = [Receipt("view"), Receipt("view")]
+    receipts = [single_receipt("view"), single_receipt("view")]
     reported: list[UndeliveredEvent] = []
     ledger = new_ledger(into(reported))
     ledger.keep_undelivered()
     ledger.count_tracked(2)
-    ledger.end(b"{}", receipts[0], outcome, notify=False)
-    ledger.end(b"{}", receipts[1], outcome)
+    ledger.end(b"{}", share_of(receipts[0]), outcome, notify=False)
+    ledger.end(b"{}", share_of(receipts[1]), outcome)
     await ledger.hooks.drained()
     kept, counted = ledger.undelivered, stats(ledger)
     undelivered = int(not isinstance(outcome, Delivered | Kept))
@@ -250,7 +249,7 @@ def test_what_keeps_events_says_how_they_end() -> None:
         def keep(self, batch: Batch, outcome: Outcome) -> Outcome:
             """Record the call."""
             asked.append((len(batch), outcome))
-            assert not any(receipt.done() for receipt in batch.receipts)
+            assert not any(receipt.done() for receipt in receipts_of(batch))
             return Kept(attempts=2)
 
     batch = batch_of(3)
@@ -259,7 +258,7 @@ def test_what_keeps_events_says_how_they_end() -> None:
     close(ledger, batch, OUTCOMES[2])
 
     assert [(3, OUTCOMES[2])] == asked
-    assert [Kept(attempts=2)] * 3 == [receipt.outcome for receipt in batch.receipts]
+    assert [Kept(attempts=2)] * 3 == [receipt.outcome for receipt in receipts_of(batch)]
     assert (3, 0, []) == (stats(ledger).kept, stats(ledger).abandoned, ledger.undelivered)
 
 
@@ -288,7 +287,7 @@ async def test_log_handler_that_raises_costs_the_hook_no_event(
     reported, kept, counted = len(reported), len(ledger.undelivered), stats(ledger)
 
     assert (3, 3, 1) == (reported, kept, raising_handler.records)
-    assert [outcome] * 3 == [receipt.outcome for receipt in batch.receipts]
+    assert [outcome] * 3 == [receipt.outcome for receipt in receipts_of(batch)]
     check_balance(counted)
 
 
@@ -353,7 +352,7 @@ def test_observer_and_counters_get_the_same_names(outcome: Outcome) -> None:
     close(ledger, batch_of(2), outcome)
     close(ledger, batch_of(3, name="search"), outcome)
     ledger.count_tracked()
-    ledger.drop(b"{}", Receipt("order"), "before_send")
+    ledger.drop(b"{}", single_receipt("order"), "before_send")
     dropped_by = {"before_send": {"order": 1}} | (
         {"closed": {"view": 2, "search": 3}} if isinstance(outcome, Dropped) else {}
     )

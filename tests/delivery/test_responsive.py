@@ -31,7 +31,7 @@ from retailrocket_async._http.credentials import Credentials
 from retailrocket_async._http.environment import Environment, EnvironmentReader
 from retailrocket_async._http.transport import HttpxTransport
 from retailrocket_async._queue.buffer import EventBuffer
-from retailrocket_async._receipt import Receipt, settle
+from retailrocket_async._receipt import single_receipt
 from retailrocket_async.emulator import Settings, running_emulator
 from tests.support.engine_state import (
     ages_kept,
@@ -42,6 +42,7 @@ from tests.support.engine_state import (
     waiting_at_breaker,
 )
 from tests.support.fakes import NEVER, Engine, RecordingLimiter, ScriptedTransport, check_balance, event, turns
+from tests.support.receipts import settle
 from tests.support.virtual_time import CheckedLoop, block
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from retailrocket_async import Receipt as PublicReceipt
     from retailrocket_async import UndeliveredEvent
+    from retailrocket_async._receipt import Receipt
 
 MOST = 1500
 """Number of events that may be settled in one turn of the loop, which takes a few milliseconds."""
@@ -275,10 +277,8 @@ def filled_buffer(
 ) -> tuple[EventBuffer, list[Receipt]]:
     """Return a buffer with `per_visitor` events of each of `visitors` visitors, and the receipts of these events."""
     buffer = EventBuffer(batching, Buffer(**bounds), clock)
-    receipts = [Receipt("view") for _ in range(visitors * per_visitor)]
-    for number, receipt in enumerate(receipts):
-        buffer.append(b"{}", receipt, buffer.key_of(f"v{number % visitors}"))
-    return buffer, receipts
+    keys = [buffer.key_of(f"v{number}") for number in range(visitors)]
+    return buffer, [buffer.append(b"{}", "view", key) for key in keys * per_visitor]
 
 
 def test_expiry_does_not_look_at_young_events() -> None:
@@ -287,7 +287,7 @@ def test_expiry_does_not_look_at_young_events() -> None:
     buffer, _ = filled_buffer(Batching(), 1000, 1, lambda: now, max_age=10.0)
     now = 9.0
     for number in range(1000):
-        buffer.append(b"{}", Receipt("view"), buffer.key_of(f"v{number}"))
+        buffer.append(b"{}", "view", buffer.key_of(f"v{number}"))
     assert sum(map(len, buffer.expire(5.0))) == 1000
     assert buffer.events == 1000
 
@@ -299,7 +299,7 @@ def test_the_ages_of_what_has_left_are_forgotten() -> None:
     now = 0.0
     buffer, _ = filled_buffer(ONE_EACH, 1, 1, lambda: now, max_age=1e6)
     for _ in range(1000):
-        buffer.append(b"{}", Receipt("view"), None)
+        buffer.append(b"{}", "view", None)
         assert buffer.take() is not None
     assert ages_kept(buffer) < 100
 
@@ -344,7 +344,7 @@ def test_many_visitors_are_not_gone_through_for_every_event() -> None:
     assert buffer.due_in() == 1.0
     for number in range(1000, 1010):
         now += 0.01
-        buffer.append(b"{}", Receipt("view"), buffer.key_of(f"v{number}"))
+        buffer.append(b"{}", "view", buffer.key_of(f"v{number}"))
         assert calls(buffer.due_in) < 10
     assert buffer.due_in() == pytest.approx(0.9)
 
@@ -479,7 +479,7 @@ async def test_sends_that_are_cancelled_in_an_outage_are_forgotten(virtual_clock
 
 async def test_a_receipt_forgets_who_was_cancelled(virtual_clock: CheckedLoop) -> None:
     """If thousands of tasks await one receipt and some are cancelled, the others are woken in order."""
-    receipt, woken = Receipt("view"), []
+    receipt, woken = single_receipt("view"), []
 
     async def wait(number: int) -> None:
         await receipt

@@ -16,8 +16,8 @@ PACKAGE = Path(retailrocket_async.__file__).parent
 # The core of the package, from its lowest to its highest part. A part may import only itself and the parts before it.
 # All other modules, for example the integrations (see `EDGES`), are above the core.
 ORDER = [
-    *("_outcome", "_interrupt", "_errors", "_runtime", "_receipt", "_events", "_stats", "_observer"),
-    *("_queue", "_http", "_delivery", "_spool", "_client", "__init__"),
+    *("_outcome", "_interrupt", "_errors", "_runtime", "_fate", "_receipt", "_events", "_stats"),
+    *("_observer", "_queue", "_http", "_delivery", "_spool", "_client", "__init__"),
 ]
 
 FOREIGN = {

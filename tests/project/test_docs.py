@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 import retailrocket_async
-from retailrocket_async import Abandoned, Receipt, RetryPolicy
+from retailrocket_async import Abandoned, RetryPolicy
 from retailrocket_async._delivery.circuit_breaker import CircuitBreaker
 from retailrocket_async._delivery.flight import Flight
 from retailrocket_async._events.codec import BATCH_PATH
 from retailrocket_async._http.reply import FailureKind, Reply, Verdict
-from retailrocket_async._queue.batch import Batch
 from retailrocket_async.emulator import EmulatorProcess, Settings, emulator_process
 from tests.support.command import run_command
+from tests.support.receipts import batch_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from retailrocket_async._queue.batch import Batch
 
 pytestmark = pytest.mark.endurance
 
@@ -227,9 +229,7 @@ def ends() -> Iterator[End]:
 
 def batch_of_two() -> Batch:
     """Return a batch of two events, which are sent in one request."""
-    batch = Batch(0.0)
-    batch.envelopes, batch.receipts = [b"{}", b"{}"], [Receipt("view"), Receipt("view")]
-    return batch
+    return batch_with([b"{}", b"{}"])
 
 
 def sent_again(reply: Reply) -> str:

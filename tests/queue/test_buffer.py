@@ -10,13 +10,13 @@ import pytest
 
 from retailrocket_async._errors import ConfigurationError
 from retailrocket_async._events.codec import join
-from retailrocket_async._queue.batch import Batch
+from retailrocket_async._outcome import Dropped
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._queue.options import Batching, Buffer
-from retailrocket_async._receipt import Receipt
-from tests.support.engine_state import visitors_of
+from tests.support.engine_state import events_with_one_fate, visitors_of
 
 if TYPE_CHECKING:
+    from retailrocket_async._queue.batch import Batch
     from retailrocket_async._queue.taken_batch import TakenBatch
 
 LINGER = 0.125
@@ -46,7 +46,8 @@ def make(clock: Clock | None = None, *, buffer: Buffer | None = None, **batching
 
 def put(buffer: EventBuffer, number: int, visitor: str = "", size: int = 20, *, alone: bool = False) -> bool:
     """Append one event of `size` bytes; return whether a batch may be due sooner."""
-    return buffer.append(envelope(number, size), Receipt("view"), buffer.key_of(visitor), alone=alone)
+    buffer.append(envelope(number, size), "view", buffer.key_of(visitor), alone=alone)
+    return buffer.sooner
 
 
 def numbers(batch: Batch | None) -> list[int]:
@@ -289,14 +290,27 @@ def test_event_that_no_batch_may_hold() -> None:
 # --- bounds ---
 
 
+def test_fates_are_bounded() -> None:
+    """If the oldest event is evicted for each new event, no run gets more and more events, which share one fate."""
+    buffer = make(buffer=Buffer(max_events=3, overflow="drop_oldest"))
+    longest = 0
+    for number in range(500):
+        for evicted in buffer.make_room(21, "view"):
+            evicted.settle(Dropped(reason="overflow"))
+        put(buffer, number)
+        longest = max(longest, events_with_one_fate(buffer))
+
+    assert longest == 50
+
+
 def test_one_visitor_is_bounded() -> None:
     """If a visitor has `max_visitor_events` waiting, the visitor's next event does not fit; a stranger's event fits."""
     buffer = make(max_events=10, buffer=Buffer(max_visitor_events=7))
     put(buffer, 0, "a")
     buffer.take()
-    accepted = [buffer.offer(envelope(number, 20), Receipt("view"), buffer.key_of("a")) for number in range(1, 10)]
+    accepted = [buffer.offer(envelope(number, 20), "view", buffer.key_of("a")) for number in range(1, 10)]
 
-    assert [True, *[False] * 6, None, None] == accepted
+    assert [True] * 7 + [False] * 2 == [receipt is not None for receipt in accepted]
     assert not buffer.admits(buffer.key_of("a"))
     assert buffer.admits(buffer.key_of("b"))
 
@@ -434,16 +448,6 @@ def test_short_batches_are_of_one_age() -> None:
 
 
 # --- settings ---
-
-
-def test_batch_pairs_envelopes_and_receipts() -> None:
-    """If a batch is iterated over, it yields each event's JSON with its receipt."""
-    batch = Batch(0.0)
-    receipt = Receipt("view")
-    batch.envelopes.append(b"{}")
-    batch.receipts.append(receipt)
-
-    assert list(batch) == [(b"{}", receipt)]
 
 
 @pytest.mark.parametrize(

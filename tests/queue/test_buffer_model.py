@@ -11,15 +11,17 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from retailrocket_async._outcome import Delivered
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._queue.eviction import DEFAULT_RANKING
 from retailrocket_async._queue.options import Batching, Buffer
-from retailrocket_async._receipt import Receipt
 from tests.support.effort import most
 
 if TYPE_CHECKING:
+    from retailrocket_async._outcome import Outcome
     from retailrocket_async._queue.batch import Batch
     from retailrocket_async._queue.taken_batch import TakenBatch
+    from retailrocket_async._receipt import Receipt
 
 LINGER = 0.125
 NAMES = ["order", "addToBasket", "view", "impressionContentViewed", "somethingNew"]
@@ -36,14 +38,16 @@ class Event:
     size: int
     came_at: float
     alone: bool
+    receipt: Receipt
 
 
 @attrs.define(eq=False)
 class Flying:
-    """A batch in flight, and those of its events that have no outcome yet."""
+    """A batch in flight, those of its events that have no outcome yet, and the number of its other events."""
 
     batch: TakenBatch
     events: list[Event]
+    settled: int = 0
 
 
 class Model(RuleBasedStateMachine):
@@ -53,7 +57,9 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.time = self.came_last = 0.0
         self.count = self.generation = 0
-        self.waiting: dict[Receipt, Event] = {}
+        self.waiting: dict[int, Event] = {}
+        self.tracked: list[Event] = []
+        self.outcomes: dict[int, Outcome] = {}
         self.flying: list[Flying] = []
         self.opened: Counter[int] = Counter()
         self.closed: Counter[int] = Counter()
@@ -94,7 +100,21 @@ class Model(RuleBasedStateMachine):
         """Remove the events of a batch from the model, and return these events in the order of the batch."""
         for generation in batch.opened_in:
             self.closed[generation] += 1
-        return [self.waiting.pop(receipt) for receipt in batch.receipts]
+        events = [self.waiting.pop(int(json.loads(envelope))) for envelope in batch.envelopes]
+        assert batch.names == [event.name for event in events]
+        return events
+
+    def ended(self, batch: Batch) -> list[Event]:
+        """Remove the events of a batch from the model and settle them; return them in the order of the batch."""
+        events = self.left(batch)
+        self.settle(batch, events)
+        return events
+
+    def settle(self, batch: Batch, events: list[Event]) -> None:
+        """Give the events of a batch an outcome that no other event gets."""
+        outcome = Delivered(status=200, attempts=len(self.outcomes) + 1)
+        batch.settle(outcome)
+        self.outcomes |= {event.number: outcome for event in events}
 
     # --- the calls ----------------------------------------------------------------------------------------------------
 
@@ -130,30 +150,31 @@ class Model(RuleBasedStateMachine):
         key = self.buffer.key_of(visitor)
         self.evict(key, visitor, len(envelope) + 1, name)
         if not self.buffer.fits(len(envelope) + 1) or not self.buffer.admits(key):
-            assert self.buffer.offer(envelope, Receipt(name), key, alone=alone) is None
+            assert self.buffer.offer(envelope, name, key, alone=alone) is None
             return
-        receipt = Receipt(name)
         came_at = self.time if waited is None else max(self.came_last, self.time - waited)
         before = self.buffer.due_in()
         if waited is None:
-            sooner = self.buffer.offer(envelope, receipt, key, alone=alone)
+            receipt = self.buffer.offer(envelope, name, key, alone=alone)
         else:
-            sooner = self.buffer.append(envelope, receipt, key, came_at=came_at, alone=alone)
-        assert sooner is not None
-        assert sooner or self.buffer.due_in() == before
-        self.waiting[receipt] = Event(self.count, visitor, name, len(envelope) + 1, came_at, alone)
+            receipt = self.buffer.append(envelope, name, key, came_at=came_at, alone=alone)
+        assert receipt is not None
+        assert self.buffer.sooner or self.buffer.due_in() == before
+        event = Event(self.count, visitor, name, len(envelope) + 1, came_at, alone, receipt)
+        self.waiting[self.count] = event
+        self.tracked.append(event)
         self.count += 1
         self.came_last = came_at
 
     def evict(self, key: int | None, visitor: str, size: int, name: str) -> None:
         """Evict events; only events of the same or a lower rank are evicted, the lowest rank and the oldest first."""
         for batch in [*self.buffer.make_room_of(key, name)]:
-            [event] = self.left(batch)
+            [event] = self.ended(batch)
             assert event.visitor == visitor
             assert self.rank(event.name) <= self.rank(name)
         for batch in [*self.buffer.make_room(size, name)]:
             candidates = list(self.waiting.values())
-            [event] = self.left(batch)
+            [event] = self.ended(batch)
             assert event == min(candidates, key=lambda each: (self.rank(each.name), each.number))
             assert self.rank(event.name) <= self.rank(name)
 
@@ -194,7 +215,12 @@ class Model(RuleBasedStateMachine):
         """Settle a batch, or only the first events of a batch."""
         flying = data.draw(st.sampled_from(self.flying))
         rest = data.draw(st.sampled_from([0, 0, 1, 3]))
-        flying.events = flying.events[len(flying.events) - rest :] if rest else []
+        whole = flying.batch
+        count = max(0, len(flying.events) - rest)
+        part = whole if count == len(whole) else whole.part(flying.settled, flying.settled + count)
+        self.settle(part, flying.events[:count])
+        flying.events = flying.events[count:]
+        flying.settled += count
         if not flying.events:
             self.flying.remove(flying)
             self.buffer.release(flying.batch)
@@ -216,7 +242,7 @@ class Model(RuleBasedStateMachine):
         """Remove all waiting events."""
         for batch in self.buffer.drain(size):
             assert batch
-            self.left(batch)
+            self.ended(batch)
         assert not self.waiting
 
     @rule(age=st.sampled_from([0.0, 0.25, 1.0]), size=st.sampled_from([1, 1000]))
@@ -224,7 +250,7 @@ class Model(RuleBasedStateMachine):
         """Remove the events that are too old."""
         moment = self.time - age
         for batch in self.buffer.expire(moment, size):
-            events = self.left(batch)
+            events = self.ended(batch)
             assert len(events) <= size
             assert min(event.came_at for event in events) <= moment
         if self.bounds.max_age is not None:
@@ -251,6 +277,12 @@ class Model(RuleBasedStateMachine):
         assert self.buffer.events == len(self.waiting)
         assert self.buffer.bytes == sum(event.size for event in self.waiting.values())
         assert (self.buffer.batches > 0) == bool(self.waiting)
+
+    @invariant()
+    def receipts(self) -> None:
+        """Each receipt has the name of its event, and the outcome of its event or, before the outcome, none."""
+        for event in self.tracked:
+            assert (event.name, self.outcomes.get(event.number)) == (event.receipt.event_name, event.receipt.outcome)
 
     @invariant()
     def due(self) -> None:

@@ -7,13 +7,13 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from retailrocket_async._receipt import single_receipt
 from retailrocket_async._spool.entries import Entry, UnwrittenEntries, size_of
-from retailrocket_async._spool.process_events import SpoolReceipt
 
 
 def entry_of(body: bytes) -> Entry:
     """Return an entry whose caller does not wait for the disk."""
-    return body, SpoolReceipt("view"), None
+    return body, single_receipt("view"), None
 
 
 @given(st.lists(st.binary(max_size=50)), st.integers(0, 2000))
@@ -51,7 +51,7 @@ def test_removing_keeps_the_moments(groups: list[int], data: st.DataObject) -> N
 async def test_withdrawn_entries_are_taken_out() -> None:
     """If callers are cancelled, their entries are removed, and all other entries stay."""
     loop = asyncio.get_running_loop()
-    entries: list[Entry] = [(b"{}", SpoolReceipt("view"), loop.create_future()) for _ in range(3)]
+    entries: list[Entry] = [(b"{}", single_receipt("view"), loop.create_future()) for _ in range(3)]
     unwritten = UnwrittenEntries()
     unwritten.entries += [*entries, entry_of(b"{}")]
     unwritten.stamp(1.0)

@@ -9,10 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from retailrocket_async import Abandoned, Delivered, Dropped, Kept, Rejected
+from retailrocket_async import Abandoned, Delivered, Dropped, Kept, Receipt, Rejected
 from retailrocket_async._spool.id_ranges import ranges
-from retailrocket_async._spool.process_events import ProcessEvents, SpoolReceipt
+from retailrocket_async._spool.process_events import ProcessEvents
 from tests.support.effort import most
+from tests.support.receipts import receipts_with_one_fate
 
 OUTCOMES: list[Any] = [
     Delivered(status=200),
@@ -30,15 +31,15 @@ class ProcessEventsMachine(RuleBasedStateMachine):
         """Start without events."""
         self.events = ProcessEvents()
         self.next = 1
-        self.open: dict[int, SpoolReceipt | None] = {}
+        self.open: dict[int, Receipt | None] = {}
         self.others: set[int] = set()
-        self.ended: list[tuple[SpoolReceipt, Any]] = []
+        self.ended: list[tuple[Receipt, Any]] = []
         self.counts: dict[type, int] = {}
 
     @rule(count=st.integers(1, 30), keeps=st.booleans())
     def add(self, count: int, keeps: bool) -> None:  # noqa: FBT001 - Hypothesis passes the argument
         """Add a group of events of this process; the model stores their receipts if `keeps` is True."""
-        receipts = [SpoolReceipt("view") for _ in range(count)]
+        receipts = receipts_with_one_fate(count)
         last = self.next + count - 1
         self.events.accepted(receipts, last)
         for number, receipt in enumerate(receipts, self.next):
@@ -109,18 +110,29 @@ def test_memory_does_not_grow_with_the_backlog() -> None:
     """If no code holds the receipts of 100,000 events, the events are stored as fewer than 50 ranges of ids."""
     events = ProcessEvents()
     for group in range(1, 10_001):
-        events.accepted([SpoolReceipt("view") for _ in range(10)], group * 10)
+        events.accepted(receipts_with_one_fate(10), group * 10)
     assert len(events.spans()) < 50
     assert events.pending == 100_000
+
+
+def test_memory_does_not_grow_with_events_written_one_by_one() -> None:
+    """If no code holds the receipts of events that share fates, but were written one by one, few ranges are stored."""
+    events = ProcessEvents()
+    for number in range(1, 2_001):
+        if number % 20 == 1:
+            receipts = receipts_with_one_fate(20)
+        events.accepted([receipts.pop()], number)
+    assert len(events.spans()) < 50
+    assert events.pending == 2_000
 
 
 async def test_a_flush_waits_for_what_was_there() -> None:
     """A flush returns when all events that were accepted before the flush have an outcome, and not earlier."""
     events = ProcessEvents()
-    events.accepted([SpoolReceipt("view") for _ in range(10)], 10)
+    events.accepted(receipts_with_one_fate(10), 10)
     flushing = asyncio.ensure_future(events.flushed(asyncio.get_running_loop().create_future()))
     await asyncio.sleep(0)
-    events.accepted([SpoolReceipt("view") for _ in range(10)], 20)
+    events.accepted(receipts_with_one_fate(10), 20)
     events.settled([(11, 20)], OUTCOMES[0])
     events.settled([(2, 10)], OUTCOMES[0])
     await asyncio.sleep(0)

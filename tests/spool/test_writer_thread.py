@@ -15,10 +15,10 @@ from retailrocket_async import (
     Receipt,
     SpoolError,
 )
+from retailrocket_async._receipt import single_receipt
 from retailrocket_async._spool.directory import DATABASE
 from retailrocket_async._spool.failures import SpoolFileFullError
 from retailrocket_async._spool.file import SpoolFile
-from retailrocket_async._spool.process_events import SpoolReceipt
 from tests.support.fakes import CODEC, check_balance, event
 from tests.support.spools import (
     KEY,
@@ -210,7 +210,7 @@ async def test_a_clock_that_fails_loses_no_entry(tmp_path: Path, failing: int) -
         for group in range(3):
             waiting: list[asyncio.Future[Receipt]] = [loop.create_future() for _ in range(4)]
             for number, admitted in enumerate(waiting):
-                writer.put((CODEC.encode(event(1 + 10 * group + number)), SpoolReceipt("view"), admitted))
+                writer.put((CODEC.encode(event(1 + 10 * group + number)), single_receipt("view"), admitted))
             results += await asyncio.gather(*waiting, return_exceptions=True)
         await writer.stop()
     writer.join()
@@ -218,7 +218,7 @@ async def test_a_clock_that_fails_loses_no_entry(tmp_path: Path, failing: int) -
     assert failing < 6 or not any(isinstance(each, BaseException) for each in results)
     file = SpoolFile(tmp_path / "spool")
     file.open()
-    assert len(file.events.read(0, 100, 1 << 20).ids) == sum(isinstance(each, SpoolReceipt) for each in results)
+    assert len(file.events.read(0, 100, 1 << 20).ids) == sum(isinstance(each, Receipt) for each in results)
     file.close()
 
 

@@ -115,7 +115,7 @@ def running_key_call(credentials: Credentials) -> Any:
 
 def awaiting(receipt: Receipt) -> int:
     """Return how many tasks await a receipt."""
-    return len(receipt._waiters or ())
+    return sum(place == receipt._place for place in receipt._fate.waiters.values())
 
 
 def codec_of(client: AsyncTrackingClient) -> Any:
@@ -140,6 +140,11 @@ def scheduled_timers() -> list[asyncio.TimerHandle]:
 def visitors_of(buffer: EventBuffer) -> int:
     """Return the number of visitors that the buffer keeps in order."""
     return len(buffer._last)
+
+
+def events_with_one_fate(buffer: EventBuffer) -> int:
+    """Return the largest number of events, waiting or evicted, that share a fate in the buffer."""
+    return max(len(run.fate.names) for run in buffer._order)
 
 
 def ordered_batches(buffer: EventBuffer) -> int:

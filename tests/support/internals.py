@@ -38,8 +38,8 @@ async def connections_closed(client: AsyncTrackingClient) -> None:
 
 
 def waiters_of(receipt: Receipt) -> object:
-    """Return the futures of the tasks that await a receipt; None if no task has awaited the receipt yet."""
-    return receipt._waiters
+    """Return the futures of the tasks that await a receipt."""
+    return receipt._fate.waiters
 
 
 def channels_of(transport: HttpxTransport) -> list[Channel]:
