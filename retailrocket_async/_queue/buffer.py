@@ -267,8 +267,6 @@ class EventBuffer:
         run.size += length
         if self._timed and came_at is not None:
             run.times.append(came_at)
-        if run.places is not None:
-            run.places.append(place)
         if tag is not None:
             run.fate.tags = run.fate.tags or []
             run.fate.tags.append(tag)

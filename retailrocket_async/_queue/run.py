@@ -152,6 +152,8 @@ class Run:
         cut.size = 1 + sum(map(len, cut.envelopes)) + len(cut.envelopes)
         del self.envelopes[start:stop], self.times[start:stop], places[start:stop]
         self.places = places
+        # A run with explicit places gets no further events, so that adding an event stays simple.
+        self.full = True
         self.size -= cut.size - 1
         return cut
 

@@ -10,6 +10,7 @@ import pytest
 
 from retailrocket_async._errors import ConfigurationError
 from retailrocket_async._events.codec import join
+from retailrocket_async._fate import places_of
 from retailrocket_async._outcome import Dropped
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._queue.options import Batching, Buffer
@@ -300,7 +301,7 @@ def test_fates_are_bounded() -> None:
         put(buffer, number)
         longest = max(longest, events_with_one_fate(buffer))
 
-    assert longest == 50
+    assert longest <= 50
 
 
 def test_one_visitor_is_bounded() -> None:
@@ -424,10 +425,12 @@ def test_events_that_come_while_others_expire_are_counted() -> None:
     gone = []
     for count, batch in zip(range(3), buffer.expire(0.0, 3), strict=False):
         gone += numbers(batch)
-        put(buffer, 100 + count)
+        assert buffer.offer(envelope(100 + count, 20), "view", None) is not None
     assert gone == [*range(9)]
     assert (buffer.events, buffer.bytes) == (6, 6 * 21)
-    assert [numbers(batch) for batch in buffer.drain(500)] == [[9, 10, 11, 100, 101, 102]]
+    [batch] = buffer.drain(500)
+    assert [9, 10, 11, 100, 101, 102] == numbers(batch)
+    assert 6 == len(batch.names) == sum(len(list(places_of(share))) for share in batch.shares)
     assert (buffer.events, buffer.bytes, buffer.batches) == (0, 0, 0)
 
 
