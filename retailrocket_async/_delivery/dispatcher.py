@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import AsyncIterable
+from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
@@ -37,10 +38,10 @@ from retailrocket_async._delivery.sender import Sender
 from retailrocket_async._delivery.shutdown import Shutdown
 from retailrocket_async._delivery.snapshot import Snapshot
 from retailrocket_async._delivery.waiting_callers import WaitingCallers
-from retailrocket_async._errors import FlushTimeoutError, RetailRocketError, error_for
+from retailrocket_async._errors import FlushTimeoutError, RetailRocketError, WrongLoopError, error_for
 from retailrocket_async._outcome import Delivered, Dropped
 from retailrocket_async._queue.buffer import EventBuffer
-from retailrocket_async._runtime.context import timeout_at
+from retailrocket_async._runtime.context import detached, timeout_at
 from retailrocket_async._runtime.foreign_code import ensure_stack, write_log
 from retailrocket_async._runtime.loop_affinity import LoopAffinity
 from retailrocket_async._runtime.wakeup import Wakeup
@@ -239,8 +240,11 @@ class Dispatcher:
         )
         self._in_flight.enter(flight)
         try:
-            flight.hold = self._buffer.hold(map(self._buffer.key_of, visitors), functools.partial(self._start, flight))
-            if flight.hold.waits_for:
+            granted = functools.partial(self._start_soon, flight)
+            flight.hold = self._buffer.hold(map(self._buffer.key_of, visitors), granted)
+            if flight.hold.departed:
+                self._start(flight)
+            else:
                 # The hold makes the earlier events of its visitors due now.
                 self._pump.kick()
             outcome = await landed
@@ -252,8 +256,23 @@ class Dispatcher:
             return outcome
         raise error_for(outcome)
 
+    def _start_soon(self, flight: Flight) -> None:
+        """Start a direct send in the next turn of the loop, because all earlier events of its visitors have outcomes.
+
+        The buffer may be in the middle of a change now. An eager task would run code of users at once.
+        """
+        # If the loop is closed, the caller of `send` never runs again, and its coroutine ends the flight.
+        with suppress(RuntimeError, WrongLoopError):
+            detached(self._affinity.enter().call_soon, self._start_or_end, flight)
+
+    def _start_or_end(self, flight: Flight) -> None:
+        try:
+            self._start(flight)
+        except BaseException:
+            self._in_flight.cut_short(flight, "cancelled")
+            raise
+
     def _start(self, flight: Flight) -> None:
-        """Start a direct send, because all earlier events of its visitors have their outcome."""
         if flight.outcome is None:
             flight.become(FlightState.QUEUED)
             self._expiry.arrived()

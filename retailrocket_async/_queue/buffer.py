@@ -120,8 +120,6 @@ class EventBuffer:
         self._ready_bytes = 0
         # Number of ready runs that a flush or a direct send waits for.
         self._urgent = 0
-        # Runs and holds in flight, in the order in which they left the buffer.
-        self._departed: dict[Run, None] = {}
         self._bytes_in_flight = 0
         self._short = False
         self.singles = batching.realtime
@@ -306,7 +304,7 @@ class EventBuffer:
 
     def _open_trail(self, follows: Run, key: int | None, came_at: float | None, *, alone: bool) -> Run:
         assert key is not None  # noqa: S101 - an event without a visitor follows no run
-        backlog = follows.backlog or Backlog(self._bounds.ranks())
+        backlog = follows.backlog or follows.backlog_of(key) or Backlog(self._bounds.ranks())
         run = self._new_run(follows, backlog, alone=alone, single=self.singles and backlog.events < _CHAIN)
         run.keys.append(key)
         run.leaves = follows.leaves
@@ -447,17 +445,17 @@ class EventBuffer:
         if run.backlog is not None:
             run.backlog.events -= events
         self._forget(run)
-        self._departed[run] = None
 
     def hold(self, keys: Iterable[int | None], granted: Callable[[], None]) -> Hold:
         """Keep the order of visitors for a request that is sent without the buffer.
 
-        The request must be sent after `granted` was called: then all earlier events of these visitors have their
+        The request may be sent when `Hold.departed` is true: then all earlier events of these visitors have their
         outcomes. Later events of these visitors wait until `end_hold` is called.
 
         Args:
             keys: the keys of the visitors in the request.
-            granted: called once; before `hold` returns if these visitors have no earlier events.
+            granted: called once, when the request may be sent; not called if it may be sent when `hold` returns. This
+                function must call no code of users, because the buffer may be in the middle of a change.
         """
         ensure_stack()
         hold = Hold(self._clock(), self.generation, granted)
@@ -467,27 +465,21 @@ class EventBuffer:
             hold.keys.append(key)
             last = self._last.get(key)
             if last is not None:
-                hold.waits_for += 1
+                hold.before[key] = last
+                if (backlog := last.backlog_of(key)) is not None:
+                    hold.backlogs[key] = backlog
                 last.full = True
                 last.put_behind(key, hold)
                 self._hurry(last)
             self._last[key] = hold
-        if not hold.waits_for:
-            self._grant(hold)
+        hold.departed = not hold.before
         return hold
 
     def end_hold(self, hold: Hold) -> bool:
         """End a hold, whether it was granted or not; return whether a run became ready because of this."""
-        hold.granted = _nothing
-        if hold.waits_for:
-            return False
-        self._departed.pop(hold, None)
-        return self._settle(hold)
-
-    def _grant(self, hold: Hold) -> None:
-        hold.departed = True
-        self._departed[hold] = None
-        hold.granted()
+        if hold.departed:
+            return self._settle(hold)
+        return self._unlink(hold)
 
     def _hurry(self, run: Run | None) -> None:
         """Make a run, and the waiting runs before it, due as soon as they are ready."""
@@ -512,42 +504,41 @@ class EventBuffer:
         for run in batch.runs:
             became_ready |= self._settle(run, held)
             if not held:
-                self._departed.pop(run, None)
                 self._bytes_in_flight -= run.size - 1
         return became_ready
 
-    def _settle(self, settled: Run, held: Collection[int | None] = ()) -> bool:
+    def _settle(self, run: Run, held: Collection[int | None] = ()) -> bool:
+        if held:
+            freed = [key for key in run.keys if key not in held]
+            run.keys = [key for key in run.keys if key in held]
+        else:
+            freed, run.keys = run.keys, []
         became_ready = False
-        pending = [settled]
         last = self._last
-        while pending:
-            run = pending.pop()
-            if held:
-                freed = [key for key in run.keys if key not in held]
-                run.keys = [key for key in run.keys if key in held]
+        for key in freed:
+            if last.get(key) is run:
+                # The run is the visitor's last one, so no run follows for this visitor.
+                del last[key]
             else:
-                freed, run.keys = run.keys, []
-            for key in freed:
-                if last.get(key) is run:
-                    # The run is the visitor's last one, so no run follows for this visitor.
-                    del last[key]
-                    continue
-                follower = run.followers.pop(key, None)
-                if follower is None or follower.departed:
-                    continue
-                if not isinstance(follower, Hold):
-                    follower.follows = None
-                    self._make_ready(follower)
-                    became_ready = True
-                    continue
-                follower.waits_for -= 1
-                if follower.waits_for:
-                    continue
-                if follower.granted is _nothing:
-                    pending.append(follower)
-                else:
-                    self._grant(follower)
+                became_ready |= self._free(run, key)
         return became_ready
+
+    def _free(self, run: Run, key: int) -> bool:
+        """Let the events of a visitor that follow `run` go on; return whether a run became ready because of this."""
+        if self._last.get(key) is run:
+            del self._last[key]
+        follower = run.followers.pop(key, None)
+        if follower is None or follower.departed:
+            return False
+        if not isinstance(follower, Hold):
+            follower.follows = None
+            self._make_ready(follower)
+            return True
+        del follower.before[key]
+        if not follower.before:
+            follower.departed = True
+            follower.granted()
+        return False
 
     def begin_flush(self) -> int:
         """Make all waiting events due as soon as they are ready; return the generation of the newest run."""
@@ -561,60 +552,24 @@ class EventBuffer:
         Events count as waiting until they are yielded.
         """
         waiting = list(self._order)
-        self._part_from_visitors(waiting)
-        batch: TakenBatch | None = None
         # Events that are appended while this method yields are not drained.
         for run in waiting:
-            if run not in self._order:
-                # The run expired while this method yielded.
-                continue
+            run.full = True
+        batch: TakenBatch | None = None
+        for run in waiting:
             if batch is not None and len(batch) + len(run) > most:
                 yield batch
                 batch = None
-            self._forget(run)
+            if run not in self._order:
+                # The run has left the buffer while this method yielded.
+                continue
+            self._withdraw(run)
             if batch is None:
                 batch = TakenBatch(run)
             else:
                 batch.add(run)
         if batch is not None:
             yield batch
-
-    def _part_from_visitors(self, waiting: list[Run]) -> None:
-        """Make the waiting runs leave their visitors' order, so that only events in flight hold a visitor's events."""
-        self._unit = None
-        self._ready.clear()
-        self._ready_events = self._ready_bytes = self._urgent = 0
-        self._last.clear()
-        for run in waiting:
-            self._keep_holds(run)
-        for run in self._departed:
-            run.followers = {
-                key: each for key, each in run.followers.items() if each.departed or isinstance(each, Hold)
-            }
-            for key in run.keys:
-                self._last[key] = run
-                while (following := self._last[key].followers.get(key)) is not None:
-                    self._last[key] = following
-        for run in waiting:
-            if run.backlog is not None:
-                run.backlog.events -= len(run)
-                run.backlog = None
-            run.ready, run.leaves, run.full, run.keys, run.followers = False, False, True, [], {}
-
-    def _keep_holds(self, run: Run) -> None:
-        """Let the holds behind `run`, which is drained, wait only for the events that are in flight."""
-        for key, follower in run.followers.items():
-            if not isinstance(follower, Hold):
-                continue
-            before = run.follows
-            while before is not None and not before.departed and not isinstance(before, Hold):
-                before = before.follows
-            if before is not None:
-                before.put_behind(key, follower)
-            else:
-                follower.waits_for -= 1
-                if not follower.waits_for:
-                    self._grant(follower)
 
     def longest_backlog(self) -> int:
         """Return the largest number of events that wait for earlier events of the same visitor; 0 if none waits so."""
@@ -701,31 +656,49 @@ class EventBuffer:
         if run:
             return removed
         removed.opened_in.append(run.generation)
+        self._withdraw(run)
+        return removed
+
+    def _withdraw(self, run: Run) -> None:
+        """Remove a waiting run, and connect the runs before and behind it."""
         run.full = True
         if run is self._unit:
             self._unit = None
+        if run.leaves:
+            self._ready_events -= len(run)
+            self._ready_bytes -= run.size - 1
+            run.leaves = False
         self._forget(run)
+        if run.backlog is not None:
+            run.backlog.events -= len(run)
         if run.ready:
             self._unready(run)
             self._settle(run)
         else:
             self._unlink(run)
-        return removed
 
-    def _unlink(self, trail: Run) -> None:
-        """Remove an empty trail that is not ready from between the runs of its visitor."""
-        before = trail.follows
-        if before is None:
-            return
-        [key] = trail.keys
-        following = trail.followers.get(key)
-        if following is None:
-            del before.followers[key]
-        else:
+    def _unlink(self, run: Run) -> bool:
+        """Remove a trail or hold that waits from its visitors' order; return whether a run became ready."""
+        keys, run.keys = run.keys, []
+        became_ready = False
+        for key in keys:
+            before = run.before.pop(key, None) if isinstance(run, Hold) else run.follows
+            if before is None:
+                became_ready |= self._free(run, key)
+                continue
+            following = run.followers.pop(key, None)
+            if following is None:
+                del before.followers[key]
+                self._last[key] = before
+                continue
             before.put_behind(key, following)
+            if isinstance(following, Hold):
+                following.before[key] = before
+                continue
             following.follows = before
-        if self._last.get(key) is trail:
-            self._last[key] = before
+            if before.leaves:
+                self._count_chain(following, leaves=True)
+        return became_ready
 
     def _forget(self, run: Run) -> None:
         """Subtract a run that has left the buffer from the counters."""
@@ -782,10 +755,6 @@ class EventBuffer:
 def _waiting_behind(run: Run) -> int:
     """Return the number of waiting events behind `run`; if it has several visitors, of the visitor with the most."""
     return max((each.backlog.events for each in run.followers.values() if each.backlog is not None), default=0)
-
-
-def _nothing() -> None:
-    """Do nothing; stands in for `Hold.granted` after the hold has ended."""
 
 
 def _run_length(max_events: int) -> int:

@@ -157,9 +157,15 @@ class Run:
         self.size -= cut.size - 1
         return cut
 
+    def backlog_of(self, key: int) -> Backlog | None:  # noqa: ARG002 - for `Hold`
+        """Return the object that counts the visitor's events that wait in trails; None if it is not known here."""
+        return self.backlog
+
 
 class Hold(Run):
     """Keeps the order of visitors for a request that is sent without the buffer. A hold contains no events.
+
+    `departed` is true as soon as the request may be sent.
 
     Args:
         opened_at: when the hold was made (seconds on the buffer's clock).
@@ -167,14 +173,20 @@ class Hold(Run):
         granted: see the attribute.
 
     Attributes:
-        waits_for: number of visitors of the hold who have earlier events without an outcome.
-        granted: called once, when `waits_for` becomes 0. Later events of the hold's visitors wait until the hold ends.
+        before: for each visitor of the hold who has earlier events without an outcome, the run with the last of them.
+        backlogs: counts the waiting events of these visitors, by visitor.
+        granted: called once, when `before` becomes empty.
     """
 
-    __slots__ = ("granted", "waits_for")
+    __slots__ = ("backlogs", "before", "granted")
 
     def __init__(self, opened_at: float, generation: int, granted: Callable[[], None]) -> None:
         super().__init__(opened_at, generation, None, None, serial=0, timed=False, most=0)
         self.full = True
-        self.waits_for = 0
+        self.before: dict[int, Run] = {}
+        self.backlogs: dict[int, Backlog] = {}
         self.granted = granted
+
+    def backlog_of(self, key: int) -> Backlog | None:
+        """Return the object that counts the visitor's events that wait in trails; None if there is none."""
+        return self.backlogs.get(key)

@@ -206,6 +206,29 @@ async def test_a_cancelled_send_holds_nobody(virtual_clock: CheckedLoop, turn: i
     assert (await engine.aclose()).stats.in_flight == 0
 
 
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("in_flight", [False, True])
+async def test_recall_with_a_waiting_send(virtual_clock: CheckedLoop, *, ended: bool, in_flight: bool) -> None:
+    """If all events are recalled while a `send` waits for them, the visitor's next events are delivered."""
+    engine = Engine(ScriptedTransport(), batching=Batching(linger=0.0 if in_flight else 5.0))
+    await engine.track(1, "visitor3")
+    await asyncio.sleep(0.01 if in_flight else 0.0)
+    sending = asyncio.create_task(engine.send(3))
+    await turns()
+    await engine.track(4, "visitor3")
+    if ended:
+        sending.cancel()
+        await turns()
+    engine.dispatcher.recall()
+    last = await engine.track(5, "visitor3")
+    await engine.flush(10.0)
+
+    assert isinstance(last.outcome, Delivered)
+    assert [number for number in engine.transport.sent_numbers if number != 1] == ([5] if ended else [3, 5])
+    await asyncio.wait({sending})
+    await engine.aclose()
+
+
 # --- events that no batch may hold ---
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -349,13 +351,13 @@ def test_direct_send_waits_for_earlier_events() -> None:
 
 
 def test_direct_send_of_a_new_visitor() -> None:
-    """If no event of a hold's visitors waits or is in flight, the hold is granted at once."""
+    """If no event of a hold's visitors waits or is in flight, the request may be sent at once."""
     granted: list[int] = []
     buffer = make()
     put(buffer, 0, "a")
     hold = buffer.hold([buffer.key_of("b"), None], lambda: granted.append(1))
 
-    assert granted == [1]
+    assert (True, []) == (hold.departed, granted)
     assert not buffer.end_hold(hold)
 
 
@@ -372,6 +374,52 @@ def test_hold_that_ends_before_it_is_granted() -> None:
     assert buffer.take() is None
     assert buffer.release(first)
     assert ([1], []) == (numbers(buffer.take()), granted)
+
+
+def test_hold_that_ends_lets_strangers_go() -> None:
+    """If a direct send of two visitors is cancelled, neither of them waits for the other one's events any more."""
+    buffer = make()
+    put(buffer, 0, "busy")
+    first = take(buffer)
+    hold = buffer.hold([buffer.key_of("free"), buffer.key_of("busy")], lambda: None)
+    put(buffer, 1, "free")
+    put(buffer, 2, "busy")
+
+    assert buffer.take() is None
+    assert buffer.end_hold(hold)
+    assert numbers(buffer.take()) == [1]
+    buffer.release(first)
+    assert numbers(buffer.take()) == [2]
+
+
+def test_holds_that_ended_leave_nothing() -> None:
+    """If direct sends of a busy visitor are cancelled again and again, no object of theirs stays in memory."""
+    buffer = make()
+    put(buffer, 0, "a")
+    first = take(buffer)
+    callbacks = [functools.partial(print, end="") for _ in range(100)]
+    holds = [buffer.hold([buffer.key_of("a")], callback) for callback in callbacks]
+    kept = [weakref.ref(callback) for callback in callbacks]
+    for hold in holds[::2] + holds[1::2]:
+        buffer.end_hold(hold)
+    del hold, holds, callbacks
+
+    assert [callback() for callback in kept] == [None] * 100
+    assert not buffer.release(first)
+    assert visitors_of(buffer) == 0
+
+
+def test_visitors_bound_counts_events_on_both_sides_of_a_hold() -> None:
+    """If a direct send stands between events of one visitor, the visitor's bound counts the events before it, too."""
+    buffer = make(buffer=Buffer(max_visitor_events=3))
+    put(buffer, 0, "a")
+    take(buffer)
+    put(buffer, 1, "a")
+    put(buffer, 2, "a")
+    buffer.hold([buffer.key_of("a")], lambda: None)
+    put(buffer, 3, "a")
+
+    assert not buffer.admits(buffer.key_of("a"))
 
 
 # --- events that leave without a request ---
@@ -397,6 +445,48 @@ def test_release_after_drain() -> None:
 
     assert not buffer.release(batch)
     assert visitors_of(buffer) == 0
+
+
+def test_events_behind_a_hold_are_drained() -> None:
+    """If events behind a waiting hold are drained, they never become ready, and later events follow the hold."""
+    buffer = make()
+    put(buffer, 0, "a")
+    first = take(buffer)
+    hold = buffer.hold([buffer.key_of("a")], lambda: None)
+    put(buffer, 1, "a")
+    assert [numbers(left) for left in buffer.drain(500)] == [[1]]
+    put(buffer, 2, "a")
+    buffer.release(first)
+
+    assert buffer.take() is None
+    buffer.end_hold(hold)
+    assert numbers(buffer.take()) == [2]
+
+
+def test_a_hold_that_ended_before_a_drain_holds_nobody() -> None:
+    """If a direct send was cancelled and then the buffer is drained, the visitor's next event is ready."""
+    buffer = make()
+    put(buffer, 0, "a")
+    hold = buffer.hold([buffer.key_of("a")], lambda: None)
+    buffer.end_hold(hold)
+    assert [numbers(left) for left in buffer.drain(500)] == [[0]]
+    put(buffer, 1, "a")
+
+    assert numbers(buffer.take()) == [1]
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "shed"])
+def test_drained_events_are_not_evicted(overflow: str) -> None:
+    """If a visitor's events were drained, they are not evicted for the visitor's next events."""
+    buffer = make(buffer=Buffer(max_visitor_events=1, overflow=overflow))  # type: ignore[arg-type]
+    put(buffer, 0, "a")
+    take(buffer)
+    put(buffer, 1, "a")
+    assert [numbers(left) for left in buffer.drain(500)] == [[1]]
+    put(buffer, 2, "a")
+
+    assert [numbers(left) for left in buffer.make_room_of(buffer.key_of("a"), "view")] == [[2]]
+    assert (buffer.events, buffer.bytes) == (0, 0)
 
 
 @pytest.mark.parametrize("in_flight", [True, False])

@@ -308,7 +308,7 @@ class Model(RuleBasedStateMachine):
             self.flying.clear()
             self.take()
         buffer = self.buffer
-        assert not any((buffer._last, buffer._order, buffer._ready, buffer._departed))
+        assert not any((buffer._last, buffer._order, buffer._ready))
         assert (buffer._ready_events, buffer._ready_bytes, buffer._bytes_in_flight, buffer._urgent) == (0, 0, 0, 0)
 
 

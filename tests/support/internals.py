@@ -80,7 +80,6 @@ def leftovers_of(dispatcher: Any) -> dict[str, object]:
         "events in flight": dispatcher._in_flight.events,
         "bytes in flight": buffer._bytes_in_flight,
         "visitors": buffer._last,
-        "runs in flight": buffer._departed,
         "flushes": dispatcher._ledger._flushes,
         "waiting at the breaker": breaker._waiting,
         "resting at the breaker": breaker._resting,
