@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from retailrocket_async import AsyncTrackingClient, Buffer
+from retailrocket_async import AsyncTrackingClient, Batching, Buffer
 from retailrocket_async.cli._clickstream import Clickstream
 from retailrocket_async.cli._delivery import Delivery
 from retailrocket_async.cli._lines import Lines
@@ -611,8 +611,9 @@ async def test_interruption_while_the_buffer_is_full(tmp_path: Path) -> None:
     clients: list[AsyncTrackingClient] = []
 
     def client_of(**options: Any) -> AsyncTrackingClient:
-        buffer = Buffer(max_events=1_000)
-        clients.append(AsyncTrackingClient("dev-api-key", "dev-partner", base_url=there.url, buffer=buffer, **options))
+        # So few batches are in flight that the events of the file fill the buffer.
+        options |= {"buffer": Buffer(max_events=1_000), "batching": Batching(max_in_flight=2)}
+        clients.append(AsyncTrackingClient("dev-api-key", "dev-partner", base_url=there.url, **options))
         return clients[0]
 
     with Rejects(tmp_path / "rejects") as rejects, Meter("sending", None) as meter:
