@@ -10,7 +10,7 @@ import pytest
 
 from retailrocket_async._errors import ConfigurationError
 from retailrocket_async._events.codec import join
-from retailrocket_async._outcome import Dropped
+from retailrocket_async._outcome import Delivered, Dropped
 from retailrocket_async._queue.buffer import EventBuffer
 from retailrocket_async._queue.options import Batching, Buffer
 from tests.support.engine_state import events_with_one_fate, visitors_of
@@ -18,6 +18,7 @@ from tests.support.engine_state import events_with_one_fate, visitors_of
 if TYPE_CHECKING:
     from retailrocket_async._queue.batch import Batch
     from retailrocket_async._queue.taken_batch import TakenBatch
+    from retailrocket_async._receipt import Receipt
 
 LINGER = 0.125
 """The linger in seconds: a power of two, so that sums of floats are exact."""
@@ -301,6 +302,34 @@ def test_fates_are_bounded() -> None:
         longest = max(longest, events_with_one_fate(buffer))
 
     assert longest == 50
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_receipts_stay_right_in_a_run_that_loses_events(most: int) -> None:
+    """If events of a run are evicted or expire while it is open, each event has its own outcome, also when divided."""
+    clock = Clock()
+    buffer = make(clock, buffer=Buffer(max_events=6, overflow="shed", max_age=100.0))
+    receipts: list[Receipt | None] = []
+    for number, name in enumerate(["order", "view", "order", "search", "order", "order"]):
+        clock.time = float(number)
+        receipts.append(buffer.offer(envelope(number, 20), name, None))
+    for evicted in buffer.make_room(20, "view"):
+        evicted.settle(Dropped(reason="overflow"))
+    for expired in buffer.expire(2.0, most):
+        expired.settle(Dropped(reason="expired"))
+    receipts += [buffer.offer(envelope(number, 20), "setContact", None) for number in (6, 7)]
+    batch = take(buffer)
+    outcomes = [Delivered(status=200, attempts=number) for number in (1, 2, 3)]
+    left, (one, rest) = batch.part(0, 2), batch.part(2, 5).parted([1])
+    for part, outcome in zip((left, one, rest), outcomes, strict=True):
+        part.settle(outcome)
+
+    assert ([3, 4], [6], [5, 7]) == (numbers(left), numbers(one), numbers(rest))
+    assert ["search", "order", "order", "setContact", "setContact"] == batch.names
+    assert ["expired", "overflow", "expired", 1, 1, 3, 2, 3] == [
+        getattr(receipt and receipt.outcome, "reason", None) or getattr(receipt and receipt.outcome, "attempts", None)
+        for receipt in receipts
+    ]
 
 
 def test_one_visitor_is_bounded() -> None:
