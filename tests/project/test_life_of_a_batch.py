@@ -1,4 +1,4 @@
-"""Tests of docs/life-of-a-batch.md, and of the list of the engine's objects in docs/architecture.md."""
+"""Tests of docs/life-of-a-batch.md and docs/engine-states.md, and of the list of objects in docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.project.test_architecture import CORE, ORDER, part_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = DOCS.joinpath("life-of-a-batch.md").read_text("utf-8")
+STATES = DOCS.joinpath("engine-states.md").read_text("utf-8")
 ARCHITECTURE = DOCS.joinpath("architecture.md").read_text("utf-8")
 
 # The module of each class of the core.
@@ -75,8 +76,9 @@ def test_the_walk_exists() -> None:
 
 
 def test_the_page_is_short() -> None:
-    """The page names at most 12 functions."""
+    """The page has at most 60 lines and names at most 12 functions."""
     assert len(set(functions(PAGE))) <= MOST_FUNCTIONS
+    assert len(PAGE.splitlines()) <= 60
 
 
 def test_the_walk_goes_down() -> None:
@@ -93,7 +95,7 @@ def test_a_way_back_up_is_noticed() -> None:
 
 def test_the_states_of_a_flight() -> None:
     """The page's table of a flight's states has the transitions of the code."""
-    text = section(PAGE, "The states of a flight").split("\n\n| Who")[0]
+    text = section(STATES, "The states of a flight").split("\n\n| Who")[0]
     table = {state: set(re.findall(r"\w+", following)) for state, _, following in rows(text)}
 
     assert {state.name: {each.name for each in following} for state, following in _NEXT.items()} == table
@@ -101,7 +103,7 @@ def test_the_states_of_a_flight() -> None:
 
 def test_the_states_of_the_circuit_breaker() -> None:
     """The page's table of the circuit breaker's states has the transitions of the code."""
-    text = section(PAGE, "The states of the circuit breaker")
+    text = section(STATES, "The states of the circuit breaker")
     signals = [signal.name for signal in Signal]
     table = {
         state: {signal: after for signal, after in zip(signals, cells, strict=True) if after != "–"}
@@ -117,7 +119,7 @@ def test_the_states_of_the_circuit_breaker() -> None:
 
 def test_the_owners_exist() -> None:
     """Each owner of a number on the page is a class of the core."""
-    owners = [re.match(r"\w+", owner) for _, owner, _ in rows(section(PAGE, "Which object owns which number"))]
+    owners = [re.match(r"\w+", owner) for _, owner, _ in rows(section(STATES, "Which object owns which number"))]
 
     assert {owner[0] for owner in owners if owner is not None} - {"the"} <= MODULE_OF.keys()
 
