@@ -110,7 +110,7 @@ class _Connection(Connection):
         self._record.order.end(checked, RequestState.ANSWERED)
         self.transport.write(answer)
 
-    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         if self._checked is not None:
             self._record.order.end(self._checked, RequestState.LOST)
 

@@ -87,7 +87,7 @@ def fill(disk: Path) -> None:
 
 @pytest.mark.endurance
 def test_torture() -> None:
-    """If processes that share a spool are killed at random, events stay in order, and none that was accepted is lost."""
+    """If processes that share a spool are killed at random, events stay in order, and no accepted one is lost."""
     from acceptance.fleet.torture import torture
 
     found = torture(5.0, every=0.4)
