@@ -47,6 +47,9 @@ _IN_FLIGHT = WINDOW
 """Greatest number of events that are recorded but unsettled when a relay is killed; they are sent again."""
 
 _OUTAGE_EVENTS = 200_000
+_LATENCY = 0.3
+"""Seconds that the server takes for a batch, so that many batches are in flight when a relay is killed."""
+
 _LEASE = 5.0
 _OUTAGE = 12.0
 _DRAINED_WITHIN = 30.0
@@ -175,7 +178,7 @@ def wait_until(condition: Any, description: str, step: float = 0.01) -> None:
 def crash(broker_of: Any, *, events: int, bad: int, kills: int) -> dict[str, Any]:
     """Kill a relay `kills` times while it works; return the counts and times of the run."""
     feed = Feed.of(events, bad)
-    with broker_of() as broker, recording_server.running() as server:
+    with broker_of() as broker, recording_server.running(_LATENCY) as server:
         asyncio.run(brokers.publish(broker, feed.messages))
         relay = RelayProcess(broker.url, server.url)
         begun = time.monotonic()
@@ -226,6 +229,7 @@ def outage(broker_of: Any, *, events: int, bad: int, lease: float, down: float) 
 
 def _figures(broker: Any, source: str, server: RecordingServer, feed: Feed) -> dict[str, Any]:
     counts = server.counts()
+    overlaps, disordered = server.order()
     dead = Counter(asyncio.run(_dead_letters(source, 10 * len(feed.junk) + 100)))
     expected = Counter([*feed.refused, *feed.junk])
     return {
@@ -234,6 +238,8 @@ def _figures(broker: Any, source: str, server: RecordingServer, feed: Feed) -> d
         "events": len(feed.good),
         "lost": len(feed.good - counts.keys()),
         "duplicates": sum(counts.values()) - len(counts),
+        "overlaps": overlaps,
+        "disordered": disordered,
         "dead": dead.total(),
         "dead_expected": expected.total(),
         "dead_missing": (expected - dead).total(),
@@ -262,6 +268,7 @@ def run(effort: Effort) -> Section:
         report(f"crash: {name}, an outage")
         outages.append(outage(broker_of, events=effort.count(_OUTAGE_EVENTS), bad=bad, lease=_LEASE, down=_OUTAGE))
     demands = [demand for figures in crashes for demand in _demands(figures, "kills", _KILLS * _IN_FLIGHT)]
+    demands += [demand for figures in crashes for demand in _order_demands(figures)]
     demands += [demand for figures in outages for demand in _demands(figures, "an outage", figures["repeated"])]
     return Section(
         name="crash",
@@ -288,6 +295,8 @@ _COLUMNS = (
     "events",
     "lost",
     "duplicates",
+    "overlaps",
+    "out of order",
     "dead letters",
     "dead letters expected",
     "left at the last restart or the end of the outage",
@@ -298,8 +307,16 @@ _COLUMNS = (
 
 
 def _row(figures: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("broker", "events", "lost", "duplicates", "dead", "dead_expected", "left", "drained", "seconds", "status")
-    return tuple(figures[name] for name in names)
+    counts = ("broker", "events", "lost", "duplicates", "overlaps", "disordered", "dead", "dead_expected")
+    return tuple(figures[name] for name in (*counts, "left", "drained", "seconds", "status"))
+
+
+def _order_demands(figures: dict[str, Any]) -> list[Demand]:
+    """Return the demands for the order of one relay's events; NATS hands out unsettled messages after newer ones."""
+    where = f"{figures['broker']}, kills"
+    overlaps = Demand(what=f"{where}: overlapping requests", figure=figures["overlaps"], bound=0)
+    disordered = Demand(what=f"{where}: events out of order", figure=figures["disordered"], bound=0)
+    return [overlaps] if figures["broker"].startswith("NATS") else [overlaps, disordered]
 
 
 def _demands(figures: dict[str, Any], what: str, duplicates: int) -> list[Demand]:

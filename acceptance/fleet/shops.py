@@ -49,6 +49,7 @@ class Run(NamedTuple):
         worst: the most requests that the emulator counted in any one second.
         refused: the number of requests that the emulator answered with 429.
         recorded: the number of events that the emulator accepted.
+        overlaps: the number of visitors in requests that overlapped another request with events of the same visitor.
     """
 
     pages: int
@@ -56,6 +57,7 @@ class Run(NamedTuple):
     worst: int
     refused: int
     recorded: int
+    overlaps: int
 
     @property
     def delivered(self) -> int:
@@ -73,7 +75,9 @@ def measure(seconds: float) -> Run:
     """Let visitors request pages for `seconds` seconds; return the counts."""
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
-        emulator = stack.enter_context(emulator_process(Settings(limit=LIMIT, arrival_jitter=0.02, seed=0)))
+        emulator = stack.enter_context(
+            emulator_process(Settings(limit=LIMIT, batch_latency=0.3, arrival_jitter=0.02, seed=0))
+        )
         settings = storefront.Settings(emulator.url, redis.url, REPLICAS)
         shops = [stack.enter_context(server_process.running(storefront.main, settings)) for _ in range(REPLICAS)]
         load = Load(tuple(port for port, _ in shops), seconds)
@@ -91,6 +95,7 @@ def measure(seconds: float) -> Run:
         worst=worst_window(times),
         refused=stats["statuses"].get("429", 0),
         recorded=stats["total_events"],
+        overlaps=stats["overlaps"],
     )
 
 
@@ -142,6 +147,7 @@ def run(effort: Effort) -> Section:
         demands=(
             Demand(what="requests in the fullest second", figure=measured.worst, bound=LIMIT),
             Demand(what="requests answered 429", figure=measured.refused, bound=0),
+            Demand(what="overlapping requests with events of one visitor", figure=measured.overlaps, bound=0),
             Demand(what="pages whose event is missing", figure=measured.pages - measured.recorded, bound=0),
             Demand(
                 what="events delivered",

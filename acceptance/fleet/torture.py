@@ -1,27 +1,25 @@
-"""Checks that no accepted event is lost if processes that share a spool are killed repeatedly."""
+"""Checks that no accepted event is lost or out of order if processes that share a spool are killed repeatedly."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import random
-import re
 import signal
 import sqlite3
 import struct
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
-from benchmarks.support import server_process, sink
+from acceptance.support import recording_server
+from acceptance.support.order_check import STREAM
+from benchmarks.support import server_process
 from benchmarks.support.progress import report
 from benchmarks.support.section import Demand, Section, Table
-from benchmarks.support.sink import MARK
 from retailrocket_async import AsyncTrackingClient, Batching, SqliteSpool, View
 
 if TYPE_CHECKING:
@@ -35,8 +33,8 @@ PACE = 2000
 
 GROUP = 40
 BATCHING = Batching()
-_STEP = 10**9
-_NUMBER = re.compile(rb'"productId":(\d+)')
+_LATENCY = 0.3
+"""Seconds that the server takes for a batch."""
 
 
 @attrs.frozen(kw_only=True)
@@ -51,6 +49,8 @@ class Found:
         repeated: the number of times that the server recorded an event again.
         unconfirmed: the number of recorded events whose process was killed before `track_many` returned.
         seconds: seconds from the last kill until the spool was empty.
+        overlaps: the number of requests that overlapped another request with events of the same visitor.
+        disordered: the number of events that were first recorded after a later event of their visitor and process.
         takeover: the longest time without a request, in seconds.
         whole: whether SQLite finds the file undamaged.
     """
@@ -62,6 +62,8 @@ class Found:
     repeated: int
     unconfirmed: int
     seconds: float
+    overlaps: int
+    disordered: int
     takeover: float
     whole: bool
 
@@ -71,18 +73,16 @@ class Found:
         return self.kills * BATCHING.max_events * BATCHING.max_in_flight
 
 
-def write(number: int, port: int, directory: str, notes_path: str, pace: int) -> None:
+def write(number: int, url: str, directory: str, notes_path: str, pace: int) -> None:
     """Track events until killed, and write the numbers of accepted events to a file; if `pace` is 0, only deliver."""
 
     async def track() -> None:
-        client = AsyncTrackingClient(
-            "key", "shop", base_url=f"http://127.0.0.1:{port}/", spool=SqliteSpool(directory), batching=BATCHING
-        )
+        client = AsyncTrackingClient("key", "shop", base_url=url, spool=SqliteSpool(directory), batching=BATCHING)
         async with client:
             # The writes are not flushed to disk, because data in the system's cache survives if this process is killed.
             notes = os.open(notes_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             loop = asyncio.get_running_loop()
-            due, counter = loop.time(), number * _STEP
+            due, counter = loop.time(), number * STREAM
             while True:
                 due += GROUP / (pace or GROUP)
                 await asyncio.sleep(max(0.0, due - loop.time()))
@@ -91,7 +91,7 @@ def write(number: int, port: int, directory: str, notes_path: str, pace: int) ->
                     counter += GROUP
                     numbers = range(first, counter + 1)
                     await client.track_many(
-                        View(session_external_id=f"{MARK.decode()}{each % 97}", product_id=each) for each in numbers
+                        View(session_external_id=f"visitor{each % 97}", product_id=each) for each in numbers
                     )
                     os.write(notes, struct.pack("=qq", first, counter))
 
@@ -101,8 +101,7 @@ def write(number: int, port: int, directory: str, notes_path: str, pace: int) ->
 def torture(seconds: float, *, seed: int = 1, every: float = 0.5, pace: int = PACE) -> Found:
     """Let processes share one spool, kill one of them every `every` seconds, and return the counts and times."""
     dice = random.Random(seed)
-    with tempfile.TemporaryDirectory() as root, sink.running(latency=0.02, bodies=True) as server:
-        port = server.port
+    with tempfile.TemporaryDirectory() as root, recording_server.running(_LATENCY) as server:
         directory = f"{root}/spool"
         notes: list[str] = []
         started = 0
@@ -111,7 +110,9 @@ def torture(seconds: float, *, seed: int = 1, every: float = 0.5, pace: int = PA
             nonlocal started
             started += 1
             notes.append(f"{root}/accepted{started}")
-            return server_process.start(write, started, port, directory, notes[-1], pace if place < WRITERS else 0)
+            return server_process.start(
+                write, started, server.url, directory, notes[-1], pace if place < WRITERS else 0
+            )
 
         processes = [start(place) for place in range(WRITERS + 1)]
         _wait_for_file(directory)
@@ -126,25 +127,23 @@ def torture(seconds: float, *, seed: int = 1, every: float = 0.5, pace: int = PA
             _kill(process)
             kills += 1
         began = time.monotonic()
-        _deliver_rest(port, directory)
+        _deliver_rest(server.url, directory)
         took = time.monotonic() - began
-        counted = server.take()
+        recorded, (overlaps, disordered), gap = server.counts(), server.order(), server.longest_gap()
         whole = _is_whole(directory)
         accepted = {number for path in notes if Path(path).exists() for number in _noted(path)}
-    return _found(accepted, counted, kills=kills, seconds=took, whole=whole)
-
-
-def _found(accepted: set[int], counted: dict[str, Any], **figures: Any) -> Found:
-    recorded = Counter(int(each) for body in counted["bodies"] for each in _NUMBER.findall(body))
-    moments = [at for at, _ in counted["arrivals"]]
     return Found(
+        kills=kills,
         accepted=len(accepted),
         delivered=len(recorded),
         lost=len(accepted - recorded.keys()),
         repeated=sum(recorded.values()) - len(recorded),
         unconfirmed=len(recorded.keys() - accepted),
-        takeover=max((after - before for before, after in itertools.pairwise(moments)), default=0.0),
-        **figures,
+        overlaps=overlaps,
+        disordered=disordered,
+        seconds=took,
+        takeover=gap,
+        whole=whole,
     )
 
 
@@ -159,9 +158,9 @@ def _kill(process: BaseProcess) -> None:
     process.join()
 
 
-def _deliver_rest(port: int, directory: str) -> None:
+def _deliver_rest(url: str, directory: str) -> None:
     async def deliver() -> None:
-        client = AsyncTrackingClient("key", "shop", base_url=f"http://127.0.0.1:{port}/", spool=SqliteSpool(directory))
+        client = AsyncTrackingClient("key", "shop", base_url=url, spool=SqliteSpool(directory))
         async with client:
             while True:
                 await asyncio.sleep(0.1)
@@ -204,6 +203,8 @@ def run(effort: Effort) -> Section:
                     ("events lost", found.lost),
                     ("events recorded again", found.repeated),
                     ("events recorded whose caller was killed before the call returned", found.unconfirmed),
+                    ("requests that overlap others of the same visitor", found.overlaps),
+                    ("events out of order", found.disordered),
                     ("longest time without a request, s", found.takeover),
                     ("from the last kill to an empty spool, s", found.seconds),
                 ),
@@ -212,6 +213,8 @@ def run(effort: Effort) -> Section:
         demands=(
             Demand(what="accepted events that are lost", figure=found.lost, bound=0),
             Demand(what="events recorded again", figure=found.repeated, bound=found.allowed),
+            Demand(what="overlapping requests", figure=found.overlaps, bound=0),
+            Demand(what="events out of order", figure=found.disordered, bound=0),
             Demand(what="longest time without a request", figure=found.takeover, bound=5.0, unit="s"),
             Demand(what="undamaged file", figure=int(found.whole), bound=1, at_least=True),
         ),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Withdrawn(Exception):  # noqa: N818 - not an error; it never leaves this package
-    """Raised inside httpcore to end a request that was withdrawn before its body was written."""
+    """Raised inside httpcore to end a request that was withdrawn, or is not permitted, before its body was written."""
 
 
 class NotProcessed(Exception):  # noqa: N818 - the word of HTTP/2
@@ -26,6 +26,8 @@ class Body(httpx.AsyncByteStream):
         on_written: called when the bytes are written.
         once: whether to raise `NotProcessed` if httpcore sends the body a second time. The second request would have no
             permit of the rate limiter.
+        may_write: called right before the request is written; if the result is False, the request ends. None
+            (default): the request is always written.
 
     Attributes:
         on_written: called when the body is written; None if nothing has to be called any more.
@@ -38,10 +40,18 @@ class Body(httpx.AsyncByteStream):
             `Exchange` closes the stream itself.
     """
 
-    def __init__(self, content: bytes, on_written: Callable[[], None], *, once: bool) -> None:
+    def __init__(
+        self,
+        content: bytes,
+        on_written: Callable[[], None],
+        *,
+        once: bool,
+        may_write: Callable[[], bool] | None = None,
+    ) -> None:
         self._content = content
         self.on_written: Callable[[], None] | None = on_written
         self._once = once
+        self._may_write = may_write
         self._withdrawn = False
         self.length = len(content)
         self.taken = False
@@ -63,7 +73,7 @@ class Body(httpx.AsyncByteStream):
         self.on_written = None
 
     def _check(self) -> None:
-        if self._withdrawn:
+        if self._withdrawn or (self._may_write is not None and not self._may_write()):
             raise Withdrawn
         if self.taken and self._once:
             raise NotProcessed
@@ -72,8 +82,8 @@ class Body(httpx.AsyncByteStream):
         """Record a step of the request; httpcore's extension ``trace`` calls this method.
 
         Raises:
-            Withdrawn: the request was withdrawn. Raised only when httpcore begins to send the headers, because an error
-                at that step leaves httpcore's pool in order.
+            Withdrawn: the request was withdrawn, or must not be written now. Raised only when httpcore begins to send
+                the headers, because an error at that step leaves httpcore's pool in order.
             NotProcessed: httpcore is about to send the body again.
         """
         name = event.partition(".")[2]

@@ -103,6 +103,10 @@ class HttpxTransport:
             without `http2`: then each request in flight has a connection.
         http2: whether our own client offers HTTP/2, which needs the extra ``http2``; unused with the caller's client.
 
+    Attributes:
+        may_write: called right before a request is written; if the result is False, the request is not made. None
+            (default): all requests are made.
+
     Raises:
         ConfigurationError: the package for `http2` is not installed, or `timeout` or `http_client` is not valid.
     """
@@ -135,8 +139,16 @@ class HttpxTransport:
         trusted = base_url.startswith("https:") or not is_loopback(httpx.URL(base_url).host)
         self._environment = EnvironmentReader(base_url, trusted=trusted)
         self._suspected = False
+        self.may_write: Callable[[], bool] | None = None
         self._retired: list[Connections] = []
         filter_secrets()
+
+    @property
+    def longest(self) -> float:
+        """Seconds for which one request may be in flight: the time-out, or the sum of the time-outs of its steps."""
+        if self._total is not None:
+            return self._total
+        return sum(DEFAULT_TIMEOUT if seconds is None else seconds for seconds in self._phases.values())
 
     async def post(self, path: str, body: bytes, *, on_sent: Callable[[], None]) -> Reply:
         """Send `body` to `path` and return the reply. Raises only the cancellation of the caller, and Ctrl-C."""
@@ -206,7 +218,7 @@ class HttpxTransport:
 
         client = channel.client if channel is not None else self._client
         assert client is not None  # noqa: S101 - `post` has opened the connections
-        content = Body(body, on_sent, once=channel is not None)
+        content = Body(body, on_sent, once=channel is not None, may_write=self.may_write)
         try:
             request = self._request(client, path, content)
         except BaseException:

@@ -12,7 +12,6 @@ from retailrocket_async._outcome import Abandoned
 from retailrocket_async._runtime.context import timeout_at
 from retailrocket_async._spool.bulk_intake import accept_envelopes, accept_many
 from retailrocket_async._spool.intake import SpoolIntake
-from retailrocket_async._spool.leased_limiter import LeasedLimiter
 from retailrocket_async._spool.ledger import SpoolLedger
 from retailrocket_async._spool.running_spool import RunningSpool
 from retailrocket_async._stats import consistent
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from retailrocket_async._delivery.dispatcher import Dispatcher
     from retailrocket_async._delivery.ledger import Keeper
-    from retailrocket_async._delivery.rate_limiter import Limiter
     from retailrocket_async._errors import EventValidationError
     from retailrocket_async._events.envelopes import EnvelopeReader
     from retailrocket_async._events.models import Event
@@ -47,7 +45,9 @@ class SpooledDispatcher:
         spool: the settings of the spool.
         shop: the partner id of the shop.
         make_engine: called with this object and a function; returns the engine that sends. The engine passes each batch
-            and its outcome to `keep`. The function takes a limiter, and returns the limiter that the engine uses.
+            and its outcome to `keep`. The function returns whether this process may send now; if not, the engine must
+            begin no request.
+        request_timeout: largest number of seconds for which a request is in flight.
         batching: the bounds of a batch.
         once: names of events that are not sent again if the API may have recorded them.
         overflow: what happens if the spool is full; see `Buffer.overflow`.
@@ -61,14 +61,16 @@ class SpooledDispatcher:
         self,
         spool: SqliteSpool,
         shop: str,
-        make_engine: Callable[[Keeper, Callable[[Limiter], Limiter]], Dispatcher],
+        make_engine: Callable[[Keeper, Callable[[], bool]], Dispatcher],
         *,
+        request_timeout: float,
         batching: Batching,
         once: frozenset[str],
         overflow: Overflow,
     ) -> None:
         self._spool = spool
         self._file = spool.file(shop)
+        self._file.lease.request_timeout = request_timeout
         self._batching = batching
         self._once = once
         self._overflow: Overflow = overflow
@@ -76,7 +78,7 @@ class SpooledDispatcher:
         self._running: RunningSpool | None = None
         self._closing: asyncio.Task[CloseReport] | None = None
         self._hurry: asyncio.Event = asyncio.Event()
-        self.engine = make_engine(self, lambda limiter: LeasedLimiter(limiter, self._may_send))
+        self.engine = make_engine(self, self._may_send)
         self.intake = SpoolIntake(self, self.engine, self._ledger)
 
     # --- the spool ----------------------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ class SpoolFile:
         dead_age: seconds after which a dead letter is removed.
         shop: the partner id of the shop that owns the spool; None to open the spool of any shop.
         patience: seconds to wait for the write lock while another process holds it.
-        lease_timeout: seconds without a heartbeat after which another process may take the lease.
+        lease_timeout: least number of seconds without a heartbeat after which another process may take the lease.
         system: makes the calls to the operating system.
         connect: opens a connection to the database; has the parameters of `sqlite3.connect`.
 

@@ -75,7 +75,7 @@ class Forwarder:
         window: limits how many events the engine may have at a time.
         once: names of events that are not sent again if the API may have recorded them.
         max_age: seconds after which an event expires, that is, is not sent any more.
-        lease_validity: number of seconds for which this process may send after each renewal of the lease.
+        lease_validity: number of seconds after each renewal of the lease in which requests may begin.
         clock: returns the loop's time in seconds; called in any thread.
 
     Attributes:

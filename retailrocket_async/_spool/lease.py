@@ -4,6 +4,12 @@ The holder of the lease has locked a file, and renews the lease by a heartbeat: 
 of the file. If the holder dies, the operating system releases the lock. If the holder is only stopped (e.g. by
 `SIGSTOP`), the file stays locked, but the heartbeat stops. After a time-out, another process creates and locks a new
 file, and replaces the old file by the new file. From then on the other process holds the lease.
+
+The requests of two holders must never be in flight at the same time::
+
+    heartbeat ---- validity ----> no request begins ---- request_timeout ----> no request is in flight: take the lease
+
+A process that was stopped cannot end its requests. So the other process waits until they have ended by themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ if TYPE_CHECKING:
     from retailrocket_async._spool.system import System
 
 LEASE_TIMEOUT: Final = 10.0
-"""Seconds without a heartbeat after which another process may take the lease."""
+"""Least number of seconds without a heartbeat after which another process may take the lease."""
 
 _LOCK: Final = "drain.lock"
 """The name of the locked file. Earlier versions of this package use the same name, so the name cannot change."""
@@ -32,25 +38,34 @@ class SenderLease:
 
     Args:
         directory: the directory of the spool.
-        timeout: seconds without a heartbeat after which `acquire` takes the lease from the process that holds the
-            lease.
+        timeout: least number of seconds without a heartbeat after which `acquire` takes the lease from the process that
+            holds the lease.
         system: makes the calls to the operating system.
 
     Attributes:
-        timeout: the argument `timeout`, in seconds.
+        validity: number of seconds after each heartbeat in which the holder may begin requests.
+        request_timeout: largest number of seconds for which a request is in flight; default 0. All processes of the
+            spool should have the same.
 
     Raises:
         SpoolError: raised by every method except `release` if the directory cannot be used.
     """
 
     def __init__(self, directory: Path, *, timeout: float = LEASE_TIMEOUT, system: System = SYSTEM) -> None:
-        self.timeout = timeout
+        self._timeout = timeout
+        self.validity = timeout / 2
+        self.request_timeout = 0.0
         self._directory = directory
         self._lock = FileLock(directory / _LOCK, system)
         # `_seen` is the value of `last_heartbeat` when `acquire` last failed. `_seen_at` is the time at which `acquire`
         # first read this value.
         self._seen: tuple[int, int] | None = None
         self._seen_at = 0.0
+
+    @property
+    def timeout(self) -> float:
+        """Seconds without a heartbeat after which `acquire` takes the lease from the process that holds the lease."""
+        return max(self._timeout, self.validity + self.request_timeout)
 
     def acquire(self) -> bool:
         """Take the lease unless another process holds and renews it; return whether this process holds the lease now.
@@ -71,6 +86,9 @@ class SenderLease:
 
     def renew(self) -> None:
         """Renew the lease by a heartbeat; the heartbeat shows other processes that this process is alive.
+
+        If the last heartbeat is older than `validity`, call this method in a transaction. Otherwise another process
+        could take the lease between the check and the heartbeat.
 
         Raises:
             LeaseLostError: another process has taken the lease.

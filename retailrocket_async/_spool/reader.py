@@ -48,8 +48,7 @@ class SpoolReader:
         loop: the event loop.
         window: limits how many events the engine may have at a time.
         clock: returns the loop's time in seconds, in any thread.
-        lease_validity: number of seconds after each renewal of the lease during which no other process can take the
-            lease.
+        lease_validity: number of seconds after each renewal of the lease in which requests may begin.
 
     Attributes:
         read_before: the highest id of the events that another process may have sent.

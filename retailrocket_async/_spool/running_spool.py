@@ -95,9 +95,7 @@ class RunningSpool:
             window,
             once=once,
             max_age=spool.max_age,
-            # Half of the lease's time-out. If a request is sent at the end of this half, the other half is left for the
-            # answer, and only after that may another process take the lease.
-            lease_validity=file.lease.timeout / 2,
+            lease_validity=file.lease.validity,
             clock=loop.time,
         )
 

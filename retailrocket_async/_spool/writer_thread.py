@@ -11,7 +11,7 @@ import functools
 import queue
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 from retailrocket_async._errors import SpoolError
@@ -281,8 +281,12 @@ class WriterThread:
         After each renewal, notify the reader.
         """
         began = self._clock()
-        if self.reader is not None and self._file.lease.held and began >= self._renews_at:
-            self._file.lease.renew()
+        lease = self._file.lease
+        if self.reader is not None and lease.held and began >= self._renews_at:
+            # If this process was stopped, another process may take the lease at this very moment, in a transaction.
+            stopped = began - self._renews_at > lease.validity - _INTERVAL
+            with self._file.transaction() if stopped else nullcontext():
+                lease.renew()
             self._renews_at = began + _INTERVAL
             self.reader.lease_renewed(began)
 

@@ -21,7 +21,7 @@ from retailrocket_async.relay._kafka.cluster import stop
 from tests.contracts.source import SourceContract, bodies_of, numbered
 from tests.support.cancelling import cancel_everywhere
 from tests.support.kafka_server import INSTALLED, KafkaServer, kafka_server
-from tests.support.source_internals import cluster_of, committed_by, consumer_of, idle_time, owns
+from tests.support.source_internals import cluster_of, committed_by, consumer_of, idle_time, owns, revoke
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -228,6 +228,35 @@ class TestPartitions:
 
 COMMIT, PRODUCE = 8, 0
 REBALANCE, REFUSED, TOO_LARGE = 27, 30, 10
+
+
+class TestRebalances:
+    """Tests of the order of events when partitions go from one relay to another."""
+
+    async def test_a_rebalance_waits_for_unsettled_messages(
+        self, server: KafkaServer, source: KafkaSource, publisher: KafkaTopic, topic: str
+    ) -> None:
+        """Before its partitions go to another relay, a source waits until the messages it handed out are settled."""
+        patient = KafkaSource(server.bootstrap_servers, topic, f"relay-{topic}", session_timeout=60)
+        await source.aclose()
+        await publisher.publish(numbered(3))
+        await patient.open()
+        found = await fetch_all(patient, 3)
+        revoking = asyncio.create_task(revoke(patient))
+        await patient.settle(found[1:], [])
+        await asyncio.sleep(0)
+        assert not revoking.done()
+
+        await patient.settle(found[:1], [])
+        await revoking
+        await patient.aclose()
+
+    async def test_a_source_that_closes_ends_the_wait(self, source: KafkaSource, publisher: KafkaTopic) -> None:
+        """If a source closes while a rebalance waits for its messages, the wait ends."""
+        await publisher.publish(numbered(3))
+        await fetch_all(source, 3)
+        async with asyncio.timeout(60):
+            await asyncio.gather(revoke(source), source.aclose())
 
 
 class TestNotes:

@@ -87,12 +87,12 @@ def fill(disk: Path) -> None:
 
 @pytest.mark.endurance
 def test_torture() -> None:
-    """If processes that share a spool are killed at random, no accepted event is lost; few events are sent twice."""
+    """If processes that share a spool are killed at random, events stay in order, and no accepted one is lost."""
     from acceptance.fleet.torture import torture
 
     found = torture(5.0, every=0.4)
 
-    assert found.lost == 0
+    assert (found.lost, found.overlaps, found.disordered) == (0, 0, 0)
     assert found.accepted > 0
     assert found.repeated <= found.kills * 500 * 8
     assert found.whole

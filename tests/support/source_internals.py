@@ -94,6 +94,11 @@ def replace_cluster(source: KafkaSource, wrap: Callable[[Any], Any]) -> None:
     source._cluster = source._partitions._cluster = source._letters._cluster = wrap(source._cluster)
 
 
+async def revoke(source: KafkaSource) -> None:
+    """Call a source's listener as aiokafka does at the beginning of a rebalance."""
+    await source._consumer._subscription.listener.on_partitions_revoked(set())
+
+
 def consumer_of(source: KafkaSource) -> Any:
     """Return a source's consumer; None if the source has no consumer."""
     return source._consumer

@@ -48,6 +48,7 @@ class Partitions:
         # The error with which the last assignment failed; None if the last assignment succeeded.
         self._failure: str | None = None
         self._committing = asyncio.Lock()
+        self._changed = asyncio.Event()
 
     def watermark(self, partition: Any) -> Watermark | None:
         """Return the `Watermark` that records which messages of a partition are settled; None if there is none yet."""
@@ -88,6 +89,7 @@ class Partitions:
         """
         for message in messages:
             message.handle.watermark.settle(message.handle.offset)
+        self._changed.set()
 
     async def record_sending(self, messages: Iterable[Message], member: Callable[[], Any]) -> list[Message]:
         """Record in the cluster that messages are about to be sent; return those that belong to this source.
@@ -133,6 +135,16 @@ class Partitions:
     def forget(self) -> None:
         """Forget all partitions, because the source leaves the group."""
         self._watermarks.clear()
+        self._changed.set()
+
+    async def changed(self) -> None:
+        """Wait until some messages are settled, or `wake` or `forget` is called."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def wake(self) -> None:
+        """Let `changed` return."""
+        self._changed.set()
 
     async def assign(self, consumer: Any, partitions: set[Any]) -> None:
         """Take over the partitions that a rebalance has assigned.

@@ -37,6 +37,10 @@ class KafkaSource(Uncopyable):
     is a member of the group. The relay stays a member through heartbeats and calls of `extend`. After the relay has
     left the group, other members read its partitions again, from the oldest message that was not settled.
 
+    When the group assigns the partitions anew, because a relay joins or leaves, the relay first waits until the
+    messages that were handed out are settled, for at most `session_timeout` seconds. So the next owner of a partition
+    sends no event of a visitor while this relay still does.
+
     The topic for dead letters must exist, unless the cluster creates topics by itself. If the topic has one partition,
     the dead letters are in order. To mark dead letters as replayed or purged, the source commits the offset after the
     last of these letters for the consumer group ``"<group>-dead"``. Kafka deletes a letter when the topic's retention
@@ -141,7 +145,11 @@ class KafkaSource(Uncopyable):
             self._partitions.joined()
             await self._letters.open()
             self._consumer = self._cluster.consumer(
-                self._group, session_timeout_ms=self._session, heartbeat_interval_ms=self._session // 3
+                self._group,
+                session_timeout_ms=self._session,
+                heartbeat_interval_ms=self._session // 3,
+                # Leaves time to join again after `revoked`.
+                rebalance_timeout_ms=2 * self._session,
             )
             await start(self._consumer)
             self._consumer.subscribe([self._topic], listener=_listener(self))
@@ -267,11 +275,23 @@ class KafkaSource(Uncopyable):
 
     async def _stop(self) -> None:
         consumer, self._consumer = self._consumer, None
+        self._partitions.wake()
         try:
             if consumer is not None:
                 await stop(consumer)
         finally:
             await self._letters.aclose()
+
+    async def revoked(self) -> None:
+        """Wait until all messages that were handed out are settled, for at most the session time-out.
+
+        aiokafka's listener calls this method at the beginning of a rebalance, before other relays get partitions of
+        this source. Until the rebalance is over, aiokafka hands out no messages.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._session / 1000):
+                while self._partitions.pending and self._consumer is not None:
+                    await self._partitions.changed()
 
     async def assigned(self, partitions: set[Any]) -> None:
         """Take over the partitions that a rebalance has assigned. aiokafka's listener calls this method."""
@@ -305,14 +325,15 @@ class KafkaSource(Uncopyable):
 
 
 def _listener(source: KafkaSource) -> Any:
-    """Return a listener that passes newly assigned partitions to a source.
+    """Return a listener that notifies a source of rebalances.
 
     The class is defined in the function, because its base class exists only if ``aiokafka`` is installed.
     """
 
     class Listener(aiokafka().ConsumerRebalanceListener):  # type: ignore[misc]
-        def on_partitions_revoked(self, revoked: set[Any]) -> None:
-            """Do nothing: `Partitions.assign` finds out which partitions were lost."""
+        async def on_partitions_revoked(self, revoked: set[Any]) -> None:  # noqa: ARG002 - aiokafka's signature
+            # `Partitions.assign` finds out which partitions were lost.
+            await source.revoked()
 
         async def on_partitions_assigned(self, assigned: set[Any]) -> None:
             await source.assigned(assigned)
