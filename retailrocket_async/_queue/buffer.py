@@ -166,9 +166,7 @@ class EventBuffer:
         run = self._last.get(key)
         return run is None or run.backlog is None or run.backlog.events < self._bounds.max_visitor_events
 
-    def offer(
-        self, envelope: builtins.bytes, name: str, key: int | None, *, alone: bool = False
-    ) -> Receipt | None:
+    def offer(self, envelope: builtins.bytes, name: str, key: int | None, *, alone: bool = False) -> Receipt | None:
         """Append one event if the event is within all bounds.
 
         Returns:
