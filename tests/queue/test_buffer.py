@@ -335,6 +335,37 @@ def test_receipts_stay_right_in_a_run_that_loses_events(most: int) -> None:
     ]
 
 
+def test_event_after_a_part_of_a_run_was_rejected() -> None:
+    """If a few events of an open run are rejected without `max_age`, a later event still has its own outcome."""
+    buffer = make()
+    key = buffer.key_of("a")
+    receipts = [buffer.offer(envelope(number, 20), "view", key) for number in range(3)]
+    next(buffer.expire(0.0, 1)).settle(Dropped(reason="expired"))
+    receipts.append(buffer.offer(envelope(3, 20), "search", key))
+    batch = take(buffer)
+    batch.settle(Delivered(status=200))
+
+    assert ([1, 2, 3], ["view", "view", "search"]) == (numbers(batch), batch.names)
+    assert [Dropped(reason="expired"), *[Delivered(status=200)] * 3] == [each and each.outcome for each in receipts]
+
+
+def test_drained_events_are_not_evicted_again() -> None:
+    """If events are drained while their visitor's batch is in flight, only later events of the visitor are evicted."""
+    buffer = make(max_events=10, buffer=Buffer(max_visitor_events=2, overflow="drop_oldest"))
+    key = buffer.key_of("a")
+    for number in range(2):
+        put(buffer, number, "a", alone=number == 1)
+    buffer.release(take(buffer))
+    in_flight = take(buffer)
+    put(buffer, 2, "a")
+    assert [[2]] == [numbers(batch) for batch in buffer.drain(10)]
+    for number in (3, 4):
+        put(buffer, number, "a")
+    evicted = [numbers(batch) for batch in buffer.make_room_of(key, "view")]
+
+    assert ([1], [[3]]) == (numbers(in_flight), evicted)
+
+
 def test_one_visitor_is_bounded() -> None:
     """If a visitor has `max_visitor_events` waiting, the visitor's next event does not fit; a stranger's event fits."""
     buffer = make(max_events=10, buffer=Buffer(max_visitor_events=7))
