@@ -20,6 +20,7 @@ from tests.support.cancelling import cancel_everywhere
 from tests.support.nats_server import NatsServer, nats_server
 from tests.support.source_internals import (
     arrived,
+    ignore_statuses,
     inbox_state,
     jetstream_of,
     keep_dead,
@@ -392,6 +393,19 @@ class TestJetStream:
         assert await source.fetch(10, 0.2) == []
         await source.settle(first, [])
         assert len(await fetch_all(source, 10)) == 10
+        await source.aclose()
+
+    async def test_a_request_whose_end_is_not_reported(self, server: NatsServer, stream: str) -> None:
+        """If the server sends some messages, and does not report that the request ends, the next request follows."""
+        source = NatsSource(server.url, stream)
+        ignore_statuses(source)
+        await source.open()
+        async with NatsSubject(server.url, stream) as subject:
+            await subject.publish(numbered(3))
+            first = await fetch_all(source, 3)
+            assert await source.fetch(500, 0.2) == []
+            await subject.publish(numbered(3, first=3))
+        assert bodies_of([*first, *await fetch_all(source, 3)]) == numbered(6)
         await source.aclose()
 
     async def test_publishing_fails_loudly(self, server: NatsServer) -> None:

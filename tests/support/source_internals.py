@@ -62,6 +62,18 @@ async def request_messages(source: NatsSource, most: int, wait: float) -> None:
     await source._inbox.request(most, wait)
 
 
+def ignore_statuses(source: NatsSource) -> None:
+    """Drop all answers of the server except messages, so that no request is reported to end; call before `open`."""
+    inbox = source._inbox
+    receive = inbox._receive
+
+    async def messages_only(message: Any) -> None:
+        if message.data:
+            await receive(message)
+
+    inbox._receive = messages_only  # type: ignore[method-assign]
+
+
 def arrived(source: NatsSource) -> int:
     """Return how many messages have arrived and were not fetched yet."""
     return len(source._inbox.arrived)

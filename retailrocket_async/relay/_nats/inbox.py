@@ -23,6 +23,12 @@ _GAP = 0.02
 The server sends the messages of one request in a quick burst, so after a pause no further messages will follow soon.
 """
 
+_SLACK = 0.2
+"""Seconds after the end of a request after which the next request is sent, if the server has sent messages but no end.
+
+While a server of version 2.9 hands out many messages whose leases have expired, it does not report that a request ends.
+"""
+
 _REMEMBERED = 20_000
 """Number of the last settled messages that are recognized if the server hands them out again."""
 
@@ -71,7 +77,9 @@ class Inbox:
         self._news = asyncio.Event()
         self._refusal: str | None = None
         # When the last request times out, in seconds on the event loop's clock.
-        self._answer_until = 0.0
+        self._ends_at = 0.0
+        # Whether the server has sent a message since the last request.
+        self._answered = False
 
     async def subscribe(self, *, anew: bool) -> None:
         """Subscribe to the inbox subject, unless this connection has subscribed before.
@@ -113,9 +121,11 @@ class Inbox:
         end = clock() + wait
         # Wait for the first message, then go on waiting while further messages arrive within `_GAP` seconds.
         while len(self.arrived) < most and (self.requested or not self.arrived):
+            if self._answered and clock() > self._ends_at + _SLACK:
+                self.requested = 0
             if not self.requested:
                 await self.request(most, end - clock())
-            elif clock() > self._answer_until:
+            elif clock() > self._ends_at + ANSWER:
                 raise ConnectionError("NATS does not answer a request for messages")
             until = min(end, clock() + _GAP) if self.arrived else end
             self._news.clear()
@@ -138,7 +148,8 @@ class Inbox:
         # returned, the next fetch returns the messages.
         wait = max(wait, 0.1)
         self.requested = most
-        self._answer_until = asyncio.get_running_loop().time() + wait + ANSWER
+        self._ends_at = asyncio.get_running_loop().time() + wait
+        self._answered = False
         body = b'{"batch":%d,"expires":%d}' % (most, wait * 1e9)
         await client.publish(self._next, body, reply=self._subscription.subject)
 
@@ -158,6 +169,7 @@ class Inbox:
         status = message.headers.get("Status") if message.headers and not message.data else None
         if status is None:
             self.requested = max(0, self.requested - 1)
+            self._answered = True
             place = Place(message.metadata.sequence.stream, message.metadata.timestamp.timestamp())
             if place in self.held:
                 # The message's lease expired while the connection was down, so the server has sent the message again.
