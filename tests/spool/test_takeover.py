@@ -164,3 +164,18 @@ async def test_a_late_heartbeat_is_made_in_a_transaction(emulator: RunningEmulat
         await until(lambda: may_send(client))
         other.close()
     assert files[0].renewals[0]
+
+
+async def test_a_direct_send_in_the_sending_process(tmp_path: Path) -> None:
+    """In the process that sends the spool's events, a direct send overlaps no request with events of its visitor."""
+    settings = Settings(limit=None, latency=0.3, batch_latency=0.3)
+    async with running_emulator(settings) as api, impatient(tmp_path, api.url) as client:
+        await client.track(event(1, "anna"))
+        await until(api.events)
+        sending = asyncio.create_task(client.send(event(2, "anna")))
+        await asyncio.sleep(0)
+        receipt = await client.track(event(3, "anna"))
+        await sending
+        await receipt
+        assert numbers(api) == [1, 2, 3]
+        assert api.stats()["overlaps"] == 0

@@ -52,7 +52,10 @@ def client_of(
 
 
 def impatient(path: Path, url: str, **options: Any) -> AsyncTrackingClient:
-    """Return a client that takes over the lease of a process that has been stopped for `LEASE_TIMEOUT` seconds."""
+    """Return a client that soon takes over the lease of a process that was stopped.
+
+    It waits for half of `LEASE_TIMEOUT`, and for the time-out of a request (the option `timeout`).
+    """
     spool = spool_with(path, lambda place, shop: SpoolFile(place, shop=shop, lease_timeout=LEASE_TIMEOUT, patience=1.0))
     return AsyncTrackingClient(
         KEY, SHOP, base_url=url, spool=spool(full_timeout=1.0), retry=QUICK, rate_limit=None, **options
