@@ -193,9 +193,12 @@ class Expiry:
 
     def _tick(self) -> None:
         self._timer = None
-        self.look()
-        if self._bounded() and (self._buffer.events or self._in_flight):
-            self.watch()
+        try:
+            self.look()
+        finally:
+            # `finally`, because Ctrl-C may be raised in an observer.
+            if self._bounded() and (self._buffer.events or self._in_flight):
+                self.watch()
 
     def _patience(self) -> float:
         """Return how many seconds events wait for a corrected key, shop or address."""

@@ -150,16 +150,18 @@ class InFlight:
         # A flush waits for whole batches. So only this part gets the generations of the batch, and the flush counts the
         # batch as settled when this part is settled.
         batch.opened_in = flight.opened_in
-        try:
-            for part, its_outcome in [(batch, outcome), *flight.waiting_parts(outcome)]:
-                if part is not batch:
-                    self.events -= len(part)
+        interrupt: BaseException | None = None
+        for part, its_outcome in [(batch, outcome), *flight.waiting_parts(outcome)]:
+            if part is not batch:
+                self.events -= len(part)
+            try:
                 self._ledger.close_batch(part, its_outcome)
-        finally:
-            # `finally`, because Ctrl-C may be raised in an observer. The visitors are released last, because a direct
-            # send that waits for them may start here and call code of users, which must find consistent counters.
-            self._buffer.release(whole)
-            self._wakeup.set()
+            except BaseException as error:  # noqa: BLE001 - Ctrl-C in an observer; the other parts get their outcomes, too
+                interrupt = error
+        self._buffer.release(whole)
+        self._wakeup.set()
+        if interrupt is not None:
+            raise interrupt
 
     def settle_part(self, flight: Flight, part: Batch, outcome: Outcome) -> None:
         """Settle the events of `part`; the other events of the flight are still to be sent.
@@ -178,9 +180,12 @@ class InFlight:
     def end(self, flight: Flight, outcome: Outcome) -> None:
         """Settle a flight, and cancel its task unless this call runs in that task."""
         task = self._tasks.get(flight)
-        self.settle(flight, outcome)
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
+        try:
+            self.settle(flight, outcome)
+        finally:
+            # `finally`, because Ctrl-C may be raised in an observer.
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
 
     def cut_short(self, flight: Flight, reason: Literal["cancelled", "closed"]) -> None:
         """Settle a flight as cancelled or closed at once, even if its task still waits for something."""

@@ -193,8 +193,9 @@ class Shutdown:
                 await asyncio.sleep(0)
                 spent, began = 0, now()
         finally:
-            # Either no time is left or this call was cancelled, so the remaining events are settled at once.
-            for _ in leftovers:
+            # Either no time is left, or this call was cancelled, or Ctrl-C was raised in an observer and has ended the
+            # iterator. The remaining events are settled at once.
+            for _ in self._leftovers():
                 pass
 
     def _reported(self, started_at: float) -> CloseReport:

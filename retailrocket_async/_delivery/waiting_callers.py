@@ -80,7 +80,8 @@ class WaitingCallers:
         """
         loop = self._affinity.enter()
         caller = _Caller(event_name, envelope, key, loop.time(), loop.create_future(), alone=alone)
-        if key in self._by_visitor or not self._buffer.admits(key):
+        # An earlier caller of the same visitor may be in the common queue, so this caller must not overtake that queue.
+        if not self._queue and self._must_wait_for_visitor(key):
             self._by_visitor.setdefault(key, OrderedDict())[caller] = None
         else:
             self._queue[caller] = None
@@ -123,21 +124,26 @@ class WaitingCallers:
             if self._affinity.now() - caller.came_at >= self._max_age:
                 receipt = single_receipt(caller.event_name)
                 self._ledger.count_tracked()
-                self._ledger.drop(caller.envelope, receipt, "expired")
+                # The caller has its result before code of users may raise Ctrl-C, so that the event is counted once.
                 caller.admitted.set_result(receipt)
+                self._ledger.drop(caller.envelope, receipt, "expired")
             elif not self._buffer.fits(len(caller.envelope) + 1):
                 return False
-            elif self._buffer.admits(caller.key):
-                caller.admitted.set_result(self._put(caller))
-            elif caller in self._queue:
+            elif caller in self._queue and self._must_wait_for_visitor(caller.key):
                 # Only this caller's visitor has too many events. The callers behind it can be admitted.
                 del self._queue[caller]
                 self._by_visitor.setdefault(caller.key, OrderedDict())[caller] = None
                 return True
+            elif self._buffer.admits(caller.key):
+                caller.admitted.set_result(self._put(caller))
             else:
                 return False
         self._remove(caller)
         return True
+
+    def _must_wait_for_visitor(self, key: int | None) -> bool:
+        """Whether a caller must wait in the queue of its visitor."""
+        return key in self._by_visitor or not self._buffer.admits(key)
 
     def _put(self, caller: _Caller) -> Receipt:
         receipt = self._buffer.append(

@@ -240,13 +240,13 @@ class EventBuffer:
         sooner = False
         if run is None:
             run = self._unit
-            if run is None or alone or self._is_closed(run, length):
+            if run is None or alone or self._is_closed(run, length, came_at):
                 sooner = not self._ready
                 run = self._open_unit(came_at, alone=alone)
             if key is not None:
                 self._last[key] = run
                 run.keys.append(key)
-        elif alone or self._is_closed(run, length):
+        elif alone or self._is_closed(run, length, came_at):
             run = self._open_trail(run, key, came_at, alone=alone)
         names = run.fate.names
         place = len(names)
@@ -281,10 +281,13 @@ class EventBuffer:
             self.sooner = self.events == 1
         return receipt
 
-    def _is_closed(self, run: Run, size: int) -> bool:
+    def _is_closed(self, run: Run, size: int, came_at: float | None) -> bool:
         """Whether an event of `size` bytes must not be added to `run`."""
         return (
             run.full
+            # An event that had to wait for space may be older than events of other visitors. The times of a run are
+            # sorted, so that its oldest events can be found.
+            or (came_at is not None and bool(run.times) and came_at < run.times[-1])
             or run.generation != self.generation
             or run.size + size > self._run_bytes
             or (self._short and self._clock() - run.opened_at > _SHORT_BATCH_SPAN)
@@ -550,9 +553,8 @@ class EventBuffer:
         Events count as waiting until they are yielded.
         """
         waiting = list(self._order)
-        # Events that are appended while this method yields are not drained.
-        for run in waiting:
-            run.full = True
+        # Events that are appended while this method yields are not drained: no run takes events of a new generation.
+        self.begin_flush()
         batch: TakenBatch | None = None
         for run in waiting:
             if batch is not None and len(batch) + len(run) > most:
@@ -703,6 +705,10 @@ class EventBuffer:
         del self._order[run]
         if self._ranks is not None:
             self._forget_ranks(run, run.share, run.envelopes)
+        # Most runs leave in the order of their ages. Two are removed at a time, so that one step is short.
+        for _ in range(2):
+            if self._ages and self._ages[0][2] not in self._order:
+                heapq.heappop(self._ages)
         if len(self._ages) > 2 * len(self._order) + _LOOKED_AT:
             self._ages = [age for age in self._ages if age[2] in self._order]
             heapq.heapify(self._ages)

@@ -113,6 +113,33 @@ async def test_a_crawler_delays_only_itself(virtual_clock: CheckedLoop, count: i
     await engine.aclose(0)
 
 
+async def test_callers_of_one_visitor_are_admitted_in_order(virtual_clock: CheckedLoop) -> None:
+    """If callers of one visitor wait for space and for the visitor's bound, their events are accepted in order."""
+    engine = Engine(
+        ScriptedTransport(PARKED, PARKED),
+        batching=Batching(linger=0.0, max_in_flight=2),
+        buffer=Buffer(max_events=2, max_visitor_events=1),
+    )
+    await engine.track(0, "x")
+    await asyncio.sleep(0.1)
+    await engine.track(10, "y")
+    await asyncio.sleep(0.1)
+    await engine.track(11, "a")
+    await engine.track(12, "b")
+    calls = [(1, "x"), (2, "x"), (13, "c"), (3, "x")]
+    callers = [asyncio.create_task(engine.track(number, visitor)) for number, visitor in calls]
+    await turns()
+    # When the batch of `y` is answered, the events 1 and 13 fill the buffer. The event 2 then waits for the visitor's
+    # bound, and the event 3 for space.
+    engine.transport._parked[1].set_result(None)
+    await asyncio.sleep(0.01)
+    engine.transport.release()
+    await asyncio.wait(callers)
+    await engine.aclose()
+
+    assert [number for number in engine.transport.sent_numbers if number < 10] == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("overflow", "gone"), [("drop_oldest", "oldest"), ("drop_newest", "newest"), ("shed", "oldest")]
 )

@@ -485,6 +485,15 @@ def test_visitors_bound_counts_events_on_both_sides_of_a_hold() -> None:
 # --- events that leave without a request ---
 
 
+def test_an_event_that_waited_for_space_expires_at_its_own_age() -> None:
+    """If an event had to wait and is older than other visitors' events, it expires first, and none of the others."""
+    buffer = make(buffer=Buffer(max_age=6.0))
+    for number, came_at in enumerate([1.0, 9.0, 2.0, 3.0]):
+        buffer.append(envelope(number, 20), "view", buffer.key_of(f"visitor{number}"), came_at=came_at)
+
+    assert sorted(number for batch in buffer.expire(4.0) for number in numbers(batch)) == [0, 2, 3]
+
+
 def test_drained_run_by_run() -> None:
     """If the buffer is drained, its counters are those of the events still in it."""
     buffer = make(max_events=20)

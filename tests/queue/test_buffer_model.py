@@ -243,6 +243,7 @@ class Model(RuleBasedStateMachine):
         for batch in self.buffer.drain(size):
             assert batch
             self.ended(batch)
+        self.generation += 1
         assert not self.waiting
 
     @rule(age=st.sampled_from([0.0, 0.25, 1.0]), size=st.sampled_from([1, 1000]))

@@ -450,6 +450,55 @@ def test_ctrl_c_ends_a_program_that_waits_in_an_observer() -> None:
         assert b"interrupted" in done.stdout, done.stderr.decode()
 
 
+@pytest.mark.parametrize("where", ["parts", "buffer"])
+def test_ctrl_c_in_an_observer_loses_no_outcome(where: str) -> None:
+    """If Ctrl-C arrives in an observer while a close settles events, the other events get their outcomes, too."""
+    program = textwrap.dedent(f"""
+        import asyncio, os, signal
+        from retailrocket_async import Batching, Observer
+        from tests.support.fakes import NEVER, ScriptedTransport, check_balance, event, make_client
+
+        class Interrupted(Observer):
+            interrupted = False
+
+            def settled(self, names, outcome):
+                if not self.interrupted:
+                    self.interrupted = True
+                    os.kill(os.getpid(), signal.SIGINT)
+                    for _ in range(10):
+                        pass
+
+        async def main():
+            receipts = [await client.track(event(number)) for number in range(2000)]
+            if {where!r} == "parts":
+                while len(transport.requests) < 3:
+                    await asyncio.sleep(0.001)
+            return receipts
+
+        # Only a part of a divided batch gets no answer. Without a division all events wait in the buffer.
+        transport = ScriptedTransport(then=lambda request: 413 if len(request.numbers) > 500 else NEVER)
+        batching = Batching(max_events=2000) if {where!r} == "parts" else Batching(max_events=5000, linger=1000.0)
+        client = make_client(transport, observer=Interrupted(), batching=batching)
+        loop = asyncio.new_event_loop()
+        receipts = loop.run_until_complete(main())
+        try:
+            loop.run_until_complete(client.aclose(0))
+        except KeyboardInterrupt:
+            check_balance(client.stats())
+            print("settled", sum(receipt.done() for receipt in receipts), flush=True)
+        os._exit(0)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert b"settled 2000" in done.stdout, done.stderr.decode()
+
+
 def test_ctrl_c_in_an_observer_leaves_the_log_open() -> None:
     """If Ctrl-C arrives in an observer of a cancelled request, the client still logs later failures."""
     program = textwrap.dedent("""
