@@ -1,4 +1,4 @@
-"""Sends flights: makes one attempt after the other, and does what the sender returns after each attempt."""
+"""Sends flights (batches and direct sends): makes one attempt after the other, as the sender decides."""
 
 from __future__ import annotations
 

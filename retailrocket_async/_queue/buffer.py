@@ -313,8 +313,8 @@ class EventBuffer:
         run.keys.append(key)
         run.leaves = follows.leaves
         # If too few stack frames are left, `_store` raises RecursionError before anything has changed. `ensure_stack`
-        # would check this, too, but would cost as much time as this whole method, which runs often: most events of a busy
-        # shop wait in trails.
+        # would check this, too, but would cost as much time as this whole method, which runs often: most events of a
+        # busy shop wait in trails.
         self._store(run, came_at)
         follows.full = True
         if follows.followers:
@@ -453,13 +453,13 @@ class EventBuffer:
     def hold(self, keys: Iterable[int | None], granted: Callable[[], None]) -> Hold:
         """Keep the order of visitors' events for a request that bypasses the buffer.
 
-        The request may be sent when `Hold.departed` is true: then all earlier events of these visitors have their
+        The request may be sent when `Hold.departed` is true: all earlier events of these visitors then have their
         outcomes. Later events of these visitors wait until `end_hold` is called.
 
         Args:
             keys: the keys of the visitors in the request.
-            granted: called once, when the request may be sent; not called if it may be sent when `hold` returns. This
-                function must call no code of users, because the buffer may be in the middle of a change.
+            granted: called once, when the request may be sent; not called if the request may be sent as soon as `hold`
+                returns. This function must call no code of users, because the buffer may be in the middle of a change.
         """
         ensure_stack()
         hold = Hold(self._clock(), self.generation, granted)
@@ -480,7 +480,7 @@ class EventBuffer:
         return hold
 
     def end_hold(self, hold: Hold) -> bool:
-        """End a hold, whether it was granted or not; return whether a run became ready because of this."""
+        """End a hold, because its request has ended or was cancelled; return whether waiting events may leave now."""
         if hold.departed:
             return self._settle(hold)
         return self._unlink(hold)
@@ -531,7 +531,7 @@ class EventBuffer:
         return became_ready
 
     def _free(self, run: Run, key: int) -> bool:
-        """Let the events of a visitor that follow `run` go on; return whether a run became ready because of this."""
+        """Let the next events of a visitor follow no run any more; return whether waiting events may leave now."""
         if self._last.get(key) is run:
             del self._last[key]
         follower = run.followers.pop(key, None)
@@ -667,7 +667,7 @@ class EventBuffer:
         return removed
 
     def _withdraw(self, run: Run) -> None:
-        """Remove a waiting run, and connect the runs before and behind it."""
+        """Remove a waiting run; the runs that follow the removed run then follow the run before it."""
         run.full = True
         if run is self._unit:
             self._unit = None
@@ -685,7 +685,7 @@ class EventBuffer:
             self._unlink(run)
 
     def _unlink(self, run: Run) -> bool:
-        """Remove a trail or hold that waits from its visitors' order; return whether a run became ready."""
+        """Remove a waiting trail or hold from its visitors' order; return whether waiting events may leave now."""
         keys, run.keys = run.keys, []
         became_ready = False
         for key in keys:

@@ -154,13 +154,13 @@ class Run:
         cut.size = 1 + sum(map(len, cut.envelopes)) + len(cut.envelopes)
         del self.envelopes[start:stop], self.times[start:stop], places[start:stop]
         self.places = places
-        # A run with explicit places gets no further events, so that adding an event stays simple.
+        # No event may be added to a run that has a list of places, so the code that adds events needs no such list.
         self.full = True
         self.size -= cut.size - 1
         return cut
 
     def backlog_of(self, key: int) -> Backlog | None:  # noqa: ARG002 - for `Hold`
-        """Return the object that counts the visitor's events that wait in trails; None if it is not known here."""
+        """Return the counter of the visitor's events that wait for earlier events; None if this run has no counter."""
         return self.backlog
 
 
@@ -175,8 +175,8 @@ class Hold(Run):
         granted: see the attribute.
 
     Attributes:
-        before: for each visitor of the hold who has earlier events without an outcome, the run with the last of them.
-        backlogs: counts the waiting events of these visitors, by visitor.
+        before: for each visitor who has earlier events without an outcome, the run with the last of these events.
+        backlogs: the counters of the waiting events of these visitors, by visitor.
         granted: called once, when `before` becomes empty.
     """
 
@@ -190,5 +190,5 @@ class Hold(Run):
         self.granted = granted
 
     def backlog_of(self, key: int) -> Backlog | None:
-        """Return the object that counts the visitor's events that wait in trails; None if there is none."""
+        """Return the counter of the visitor's events that wait for earlier events; None if no such events wait."""
         return self.backlogs.get(key)
