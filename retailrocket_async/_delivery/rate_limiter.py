@@ -7,8 +7,8 @@ limiter therefore consists of two parts:
   late.
 - Slots count the requests that the server may still count in its current window; there are at most `requests` slots.
   A request takes a slot when its permit is granted. The slot is free again `per + jitter` seconds after the body was
-  written, or `per` seconds after the answer, whichever is earlier. The time is not counted from the grant,
-  so a blocked event loop or a slow connection cannot let too many requests arrive together. A request that ended without an answer
+  written, or `per` seconds after the answer, whichever is earlier. The time is not counted from the grant, so a blocked
+  event loop or a slow connection cannot let too many requests arrive together. A request that ended without an answer
   may still be on its way, so its slot is freed `per + jitter` seconds after the body was written or, at the latest,
   after the request ended. The limit is kept as long as the network's delays differ by at most `jitter`.
 
