@@ -266,7 +266,7 @@ def test_the_possible_rate(latency: float, count: int, most: float) -> None:
 
 
 def test_requests_in_flight() -> None:
-    """If requests overlap in a window, their mean and their largest number at one moment are those inside the window."""
+    """If requests overlap in a window, their mean and their largest number count only the window."""
     exchanges = [Exchange(0.0, 2.0, 1), Exchange(1.0, 3.0, 1), Exchange(3.0, 9.0, 1)]
 
     assert (1.25, 2) == order.in_flight(exchanges, 0.0, 4.0)
