@@ -64,7 +64,7 @@ class Fate:
         return outcome if apart is None else apart.get(place, outcome)
 
     def settle(self, outcome: Outcome, places: Sequence[int] | None = None) -> None:
-        """Set the outcome of the events at `places`; an event that already has an outcome keeps it.
+        """Set the outcome of the events at `places`, except for events that already have an outcome.
 
         Args:
             outcome: the outcome.

@@ -148,7 +148,7 @@ class _Shop:
             while owed >= 1:
                 owed -= 1
                 await self._track(next(self._visitors))
-            # If the load is behind its schedule, it does not sleep, but must still let the client's tasks run.
+            # If events are tracked too late, this loop does not sleep, but must still let the client's tasks run.
             await asyncio.sleep(0)
 
         await paced(chunk, seconds=seconds)

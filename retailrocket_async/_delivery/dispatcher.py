@@ -245,7 +245,7 @@ class Dispatcher:
             if flight.hold.departed:
                 self._start(flight)
             else:
-                # The hold makes the earlier events of its visitors due now.
+                # `EventBuffer.hold` made the earlier events of these visitors due, so the pump must check the buffer.
                 self._pump.kick()
             outcome = await landed
         except BaseException:

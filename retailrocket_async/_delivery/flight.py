@@ -42,7 +42,7 @@ class FlightState(enum.Enum):
     """What a flight waits for; the table `_NEXT` has the transitions, and the module's docstring draws them."""
 
     HELD = "held"
-    """A direct send whose visitors have earlier events without an outcome."""
+    """The flight is a direct send, and waits until the earlier events of its visitors have outcomes."""
     QUEUED = "queued"
     """The flight waits for the right to make its next request."""
     ON_WIRE = "on the wire"

@@ -36,7 +36,7 @@ loop ends earlier, the record about the end of the loop includes these events.""
 
 
 class InFlight:
-    """Holds the flights, counts their events, and settles them.
+    """Holds the flights (batches and direct sends), counts their events, and settles the events.
 
     Args:
         affinity: the loop that the client belongs to.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """Sends a flight, whole or in parts, until all its events have their outcome.
+    """Sends a flight (a batch or a direct send), whole or in parts, until all its events have their outcome.
 
     Args:
         affinity: the loop that the client belongs to.

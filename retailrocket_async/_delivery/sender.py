@@ -127,7 +127,7 @@ class Sender:
         self._refused_serial = 0
 
     async def attempt(self, flight: Flight) -> Step:
-        """Make one attempt as soon as circuit breaker and limiter allow it; return what has to be done next."""
+        """Make one attempt as soon as circuit breaker and limiter allow a request; return what has to be done next."""
         if (failed := flight.failed) is not None:
             flight.failed = None
             return self._next_try(flight, failed)
@@ -269,7 +269,7 @@ class Sender:
         return self._breaker.answered_at < max(flight.failed_at, flight.tried_at)
 
     async def _request(self, flight: Flight) -> tuple[Admission | None, Reply] | Done | SettlePart:
-        """Make one request as soon as breaker and limiter allow it.
+        """Make one request as soon as the circuit breaker and the limiter allow a request.
 
         Returns:
             The admission and the reply; or, if no request was made, what has to be done instead.

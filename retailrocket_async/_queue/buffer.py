@@ -58,17 +58,18 @@ _SHORT_BATCH_SPAN: Final = 0.25
 runs whose opening times differ by more do not share a batch."""
 
 _LOOKED_AT: Final = 32
-"""`take` stops filling a batch when this number of ready runs did not fit in the batch."""
+"""`take` stops filling a batch when this number of ready runs (groups of events that may leave) did not fit in it."""
 
 _RUN_EVENTS: Final = 50
-"""Largest number of events in a run. Longer runs cost less per event; shorter runs fill a batch of 500 better."""
+"""Largest number of events in a run (a group of events that leave together). Longer runs cost less per event; shorter
+runs fill a batch of 500 better."""
 
 _RUNS_IN_A_BATCH: Final = 10
-"""Least number of full runs that fit in one batch, by events and by bytes."""
+"""A run (a group of events) is so small that at least this number of full runs fit in one batch, also by bytes."""
 
 _SINGLE_RUNS: Final = 100
-"""If this many runs are ready, a new run may get several events even if `singles` is set. While no permit is granted,
-for example in an outage, a run for each waiting event would need too much memory."""
+"""If this many runs (groups of events) are ready to leave, new runs may get several events even if `singles` is set.
+While no permit is granted, for example in an outage, a run for each waiting event would need too much memory."""
 
 _CHAIN: Final = 15
 """If this many events of one visitor wait, these events leave in a batch even if `singles` is set. A batch takes 1.5 s,
@@ -76,7 +77,7 @@ as long as 15 single events that are sent one after the other."""
 
 
 class EventBuffer:
-    """Holds the waiting events in runs, and returns them in batches; the module's docstring explains how.
+    """Holds the waiting events in groups (runs), and returns them in batches; the module's docstring explains how.
 
     Args:
         batching: largest size of a batch.
@@ -110,10 +111,10 @@ class EventBuffer:
         self.cap = BodyLimit(batching.max_bytes)
         self._run_bytes = 1 + max(1, batching.max_bytes // _RUNS_IN_A_BATCH)
         self._last: dict[int | None, Run] = {}
-        # The open unit: the run to which the first waiting event of a visitor is added.
+        # The open unit: the run (group of events) to which the first waiting event of a visitor is added.
         self._unit: Run | None = None
-        # All waiting runs, oldest first, with the time of their first event. Unlike a dict, an OrderedDict finds and
-        # removes its first entry in constant time.
+        # All waiting runs (groups of events), oldest first, each with the time of its first event. Unlike a dict, an
+        # OrderedDict finds and removes its first entry in constant time.
         self._order: OrderedDict[Run, float] = OrderedDict()
         # A heap of the runs by the time of their first event, for `max_age`. The heap may still contain runs that have
         # left the buffer.
@@ -288,7 +289,7 @@ class EventBuffer:
         return receipt
 
     def _is_closed(self, run: Run, size: int) -> bool:
-        """Whether an event of `size` bytes must not be added to `run`."""
+        """Whether an event of `size` bytes must not be added to `run`, a group of events that leave together."""
         return (
             run.full
             or run.generation != self.generation
@@ -314,7 +315,7 @@ class EventBuffer:
         run.leaves = follows.leaves
         # If too few stack frames are left, `_store` raises RecursionError before anything has changed. `ensure_stack`
         # would check this, too, but would cost as much time as this whole method, which runs often: most events of a
-        # busy shop wait in trails.
+        # busy shop wait in trails (runs with further events of a visitor).
         self._store(run, came_at)
         follows.full = True
         if follows.followers:
@@ -338,7 +339,7 @@ class EventBuffer:
         return run
 
     def _store(self, run: Run, came_at: float | None) -> None:
-        """Add a new run to the waiting runs."""
+        """Add a new run (a group of events) to the waiting runs."""
         first_at = run.opened_at if came_at is None else came_at
         self._order[run] = first_at
         if self._timed:
@@ -357,13 +358,13 @@ class EventBuffer:
         return 0.0 if self.singles else self._linger
 
     def overdue(self) -> float:
-        """Return for how many seconds after its linger the first ready run has waited; 0 if there is no such run."""
+        """Return for how many seconds the first ready run (group of events) has waited since its linger ended, or 0."""
         for oldest in self._ready:
             return max(0.0, self._clock() - oldest.ready_at - self._present_linger)
         return 0.0
 
     def ready_visitors(self, most: int) -> int:
-        """Return the number of visitors whose events are ready, or a number above `most` if there are more than `most`.
+        """Return the number of visitors whose events may be sent now; above `most`, the number is not exact.
 
         Each event without a visitor counts as one visitor.
         """
@@ -399,7 +400,7 @@ class EventBuffer:
         return batch
 
     def _fill(self, batch: TakenBatch, first: Run) -> None:
-        """Fill a batch that has the run `first`: add the trails that follow `first`, and further ready runs."""
+        """Add to a batch with the run `first` later events of the same visitors (trails), and other ready runs."""
         self._add_trails(batch, first)
         misses = 0
         for run in self._ready:
@@ -414,7 +415,7 @@ class EventBuffer:
                 misses += 1
 
     def _add_trails(self, batch: TakenBatch, run: Run) -> None:
-        """Add to a batch the trails that follow its run `run`; for each visitor stop at the first that does not fit."""
+        """Add to a batch with the run `run` later events of the same visitors (trails), in order, if the events fit."""
         for key, first in run.followers.items():
             trail: Run | None = first
             while trail is not None and not isinstance(trail, Hold) and self._fits_in(trail, batch):
@@ -424,7 +425,7 @@ class EventBuffer:
                 return
 
     def _fits_in(self, run: Run, batch: TakenBatch) -> bool:
-        """Whether a run may be added to a batch."""
+        """Whether a run (a group of events that leave together) may be added to a batch."""
         # While sending is halted, all events of a batch are rejected together when they have become too old, so a batch
         # must not contain both old and new events.
         apart = self._short and abs(run.opened_at - batch.opened_at) > _SHORT_BATCH_SPAN
@@ -486,7 +487,7 @@ class EventBuffer:
         return self._unlink(hold)
 
     def _hurry(self, run: Run | None) -> None:
-        """Let `run`, and the waiting runs that `run` follows, leave without linger as soon as each of them is ready."""
+        """Let the events of `run`, and of the waiting runs before `run`, leave without linger once they may be sent."""
         while run is not None and not run.departed and not run.hurried:
             if run.ready and not self._is_urgent(run):
                 self._urgent += 1
@@ -531,7 +532,7 @@ class EventBuffer:
         return became_ready
 
     def _free(self, run: Run, key: int) -> bool:
-        """Let the next events of a visitor follow no run any more; return whether waiting events may leave now."""
+        """Let the events that a visitor has after `run` be sent next; return whether waiting events may leave now."""
         if self._last.get(key) is run:
             del self._last[key]
         follower = run.followers.pop(key, None)
@@ -630,7 +631,7 @@ class EventBuffer:
             yield self._remove(run, run.cut(0, min(count, most)))
 
     def _oldest_by(self, moment: float) -> Run | None:
-        """Return the run with the oldest waiting event if this event is from `moment` or before, otherwise None."""
+        """Return the run (group of events) with the oldest waiting event; None if this event is later than `moment`."""
         if not self._timed:
             run, came_at = next(iter(self._order.items()), (None, math.inf))
             return run if came_at <= moment else None
@@ -667,7 +668,7 @@ class EventBuffer:
         return removed
 
     def _withdraw(self, run: Run) -> None:
-        """Remove a waiting run; the runs that follow the removed run then follow the run before it."""
+        """Remove a waiting run (group of events); the runs that followed it then follow the run before it."""
         run.full = True
         if run is self._unit:
             self._unit = None
@@ -685,7 +686,7 @@ class EventBuffer:
             self._unlink(run)
 
     def _unlink(self, run: Run) -> bool:
-        """Remove a waiting trail or hold from its visitors' order; return whether waiting events may leave now."""
+        """Remove a waiting run or hold from its visitors' order; return whether waiting events may leave now."""
         keys, run.keys = run.keys, []
         became_ready = False
         for key in keys:
@@ -733,7 +734,7 @@ class EventBuffer:
         self._urgent += self._is_urgent(run)
 
     def _count_chain(self, first: Run, *, leaves: bool) -> None:
-        """Add the events of a run, and of all trails that follow the run, to the counters of events that may leave now.
+        """Add the events of a run, and of all runs that follow this run, to the counters of events that may leave now.
 
         Args:
             first: the run.
@@ -760,12 +761,12 @@ class EventBuffer:
 
 
 def _waiting_behind(run: Run) -> int:
-    """Return the number of events that wait for `run`; if several visitors have such events, the largest number."""
+    """Return the number of events that wait for events of `run`: of the visitor who has the most such events."""
     return max((each.backlog.events for each in run.followers.values() if each.backlog is not None), default=0)
 
 
 def _run_length(max_events: int) -> int:
-    """Return the largest number of events in a run; if possible, whole runs fill a batch of `max_events` exactly."""
+    """Return the largest number of events in a run (group); if possible, whole runs fill a batch exactly."""
     most = min(_RUN_EVENTS, max(1, max_events // _RUNS_IN_A_BATCH))
     dividing = next(length for length in range(most, 0, -1) if max_events % length == 0)
     return dividing if dividing * 2 > most else most

@@ -146,7 +146,7 @@ class Run:
         self.followers[key] = follower
 
     def cut(self, start: int, stop: int) -> Batch:
-        """Remove the events from `start` to before `stop`, and return them as a batch."""
+        """Remove the events from position `start` to before position `stop`, and return these events as a batch."""
         places = list(places_of(self.share))
         cut = Batch(self.opened_at)
         cut.envelopes, cut.times = self.envelopes[start:stop], self.times[start:stop]
@@ -154,7 +154,7 @@ class Run:
         cut.size = 1 + sum(map(len, cut.envelopes)) + len(cut.envelopes)
         del self.envelopes[start:stop], self.times[start:stop], places[start:stop]
         self.places = places
-        # No event may be added to a run that has a list of places, so the code that adds events needs no such list.
+        # No event is added to this run any more, because the code that adds events does not extend `places`.
         self.full = True
         self.size -= cut.size - 1
         return cut

@@ -133,7 +133,7 @@ def test_thread_that_awaits_another_event_goes_on_waiting() -> None:
 
 
 def test_outcome_set_while_another_thread_reads_is_not_a_neighbours() -> None:
-    """If a thread reads while one event, and then all others, are settled, it does not read the others' outcome."""
+    """If events are settled while a thread reads one event's outcome, the thread gets no other event's outcome."""
 
     class Apart(dict[int, Outcome]):
         """Settles event 0 and then all other events at the moment when a reader looks up the outcome of one event."""

@@ -322,7 +322,7 @@ async def test_timestamps_that_run_backward_are_found() -> None:
     ],
 )
 async def test_what_counts_as_a_backward_step(earlier: list[Any], later: list[Any], steps: int) -> None:
-    """If a visitor's event is older than one of an earlier request, it is a violation; an equal time is none."""
+    """If an event is older than its visitor's newest earlier event, it is a violation; equal times are not."""
     async with api() as shop:
         statuses = [await shop.post(*earlier), await shop.post(*later)]
 
@@ -330,7 +330,7 @@ async def test_what_counts_as_a_backward_step(earlier: list[Any], later: list[An
 
 
 async def test_timestamps_of_unknown_events() -> None:
-    """If an event of an unknown type has an invalid timestamp, or one without an offset, it is not compared."""
+    """If an event of an unknown type has an invalid timestamp, or no time zone, the timestamp is not compared."""
     stamps = ["2026-01-01T12:00:00", "soon", 5, None, ["2026"]]
     async with api(allow_unknown_events=True) as shop:
         await shop.post(view(5))

@@ -140,7 +140,7 @@ class Model(RuleBasedStateMachine):
         times: int,
         alone: bool,  # noqa: FBT001
     ) -> None:
-        """Append events; evict other events if the settings allow it."""
+        """Append events; if the buffer is full, evict waiting events if the settings allow this."""
         for _ in range(times):
             self.append_one(visitor, name, size, waited, alone=alone)
 
