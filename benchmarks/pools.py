@@ -1,4 +1,4 @@
-"""Ways to hold the connections of many requests in flight, measured by the CPU time of a request of 57 KB."""
+"""Measures, for several ways to pool the connections of many requests in flight, the CPU time of a request."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def request_cost(port: int, way: str, in_flight: int, seconds: float) -> d
     encode = Codec().encode
     envelopes = [encode(View(session_external_id=VISITORS[n], product_id=10**8 + n)) for n in range(BATCH)]
     body = b"[%b]" % b",".join(envelopes)
-    # Some requests more than asked for may be in flight when the machine is busy.
+    # When the machine is busy, a few more requests than `in_flight` may be in flight.
     size = _SMALL if way == "small" else MOST + _SMALL
     pools = [] if way == "ours" else [_pool(size) for _ in range((MOST + _SMALL) // size)]
     transports = [_transport(port, pool) for pool in pools] or [_transport(port, None)]
@@ -53,7 +53,7 @@ async def request_cost(port: int, way: str, in_flight: int, seconds: float) -> d
 
     async def post() -> None:
         nonlocal most
-        # The first pool with a free connection, so that idle connections of the last pools can be closed.
+        # The first pool with a free connection is used, so that idle connections of the last pools can be closed.
         pool = next((number for number, count in enumerate(users) if count < size), 0)
         users[pool] += 1
         most = max(most, sum(users))
@@ -62,7 +62,7 @@ async def request_cost(port: int, way: str, in_flight: int, seconds: float) -> d
         assert reply.status == 200, reply
 
     async def paced(duration: float) -> None:
-        """Start 50 requests a second, evenly."""
+        """Start 50 requests a second, at even intervals, for `duration` seconds."""
         now = asyncio.get_running_loop().time
         begun = now()
         for number in range(round(duration * REQUESTS)):
@@ -70,7 +70,7 @@ async def request_cost(port: int, way: str, in_flight: int, seconds: float) -> d
             tasks.append(asyncio.create_task(post()))
 
     tasks: list[asyncio.Task[None]] = []
-    # After the latency as many answers come as requests leave.
+    # When the latency is over, as many answers arrive as requests are sent, so the measurement may begin.
     await paced(in_flight / REQUESTS + 0.5)
     begun, before = time.process_time(), len(tasks)
     await paced(seconds)

@@ -1,6 +1,6 @@
-"""The queue of our client beside the same queue without ordering, to show what the order of each visitor costs.
+"""Compares our client's queue with a queue that keeps no order, to measure what the order of each visitor costs.
 
-`Ordered` is the only code here that knows the methods of the client's queue.
+Only the class `Ordered` uses the methods of the client's queue.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 IN_FLIGHT = 75
-"""Batches in flight: what 50 requests a second keep under way if each takes 1.5 s."""
+"""Number of batches in flight if 50 requests a second are made and each takes 1.5 s."""
 
 _CYCLE = 200_000
-"""Number of different events, after which the same events come again."""
+"""Number of different events; after these the same events are used again."""
 
 
 _FULL = 90_000
-"""Number of waiting events at which the queue counts as full; its bound is 100,000."""
+"""Number of waiting events from which on no events are added; the bound of the buffer is 100,000."""
 
 
 class Queue(Protocol):
-    """What both queues can do."""
+    """The methods of a queue that is measured."""
 
     def put(self, envelope: bytes, visitor: str, /) -> None:
-        """Add one event, which must be within the bounds: its JSON and its visitor's id."""
+        """Add one event, given by its JSON and its visitor's id; the queue must have space."""
 
     def waiting(self) -> int:
         """Return the number of waiting events."""
 
     def take(self) -> object:
-        """Remove and return a batch; None if every waiting event has to wait for the end of another batch."""
+        """Remove and return a batch; None if each waiting event has to wait until another batch is settled."""
 
     def release(self, batch: Any, /) -> object:
         """Report that a batch is settled."""
@@ -117,7 +117,7 @@ class _PlainBuffer:
 
 
 class Plain:
-    """The same queue without ordering: the floor."""
+    """The queue that keeps no order: its cost is the least possible cost."""
 
     def __init__(self) -> None:
         buffer = _PlainBuffer(Batching(), Buffer())
@@ -147,14 +147,14 @@ def cost(visitor_count: int, events: int, rounds: int) -> dict[str, list[float]]
         if visitor_count
         else [f"visitor{number:06d}" for number in range(_CYCLE)]
     )
-    # As in a real stream each event has its own bytes, so that both queues run with the same cold caches.
+    # Each event has its own bytes, as in reality; with one shared bytes object the processor's caches would help.
     ready = [
         (encode(View(session_external_id=visitor, product_id=number)), visitor) for number, visitor in enumerate(cycle)
     ]
     found: dict[str, list[float]] = {"ordered": [], "plain": []}
     gc.collect()
     gc.freeze()
-    # The first round warms up.
+    # The first round is not counted, because the caches are cold then.
     for number in range(rounds + 1):
         queues: tuple[tuple[str, Queue], ...] = (("ordered", Ordered()), ("plain", Plain()))
         for name, queue in queues:
@@ -167,7 +167,8 @@ def cost(visitor_count: int, events: int, rounds: int) -> dict[str, list[float]]
 def _cost_of(queue: Queue, ready: Sequence[tuple[bytes, str]], events: int) -> float:
     """Return the CPU time in µs of putting, taking and releasing one event, while 75 batches are in flight."""
     put, waiting, take, release = queue.put, queue.waiting, queue.take, queue.release
-    # Each batch in flight with the step at which it ends. At 50 requests a second a step is 20 ms.
+    # Each batch in flight, with the number of the step in which the batch is settled. A step is 20 ms: the time between
+    # two of 50 requests a second.
     in_flight: deque[tuple[int, object]] = deque()
     steps = count()
     begun, measured_from = 0.0, (IN_FLIGHT + 1) * BATCH
@@ -183,7 +184,7 @@ def _cost_of(queue: Queue, ready: Sequence[tuple[bytes, str]], events: int) -> f
                 release(in_flight.popleft()[1])
             if (batch := take()) is not None:
                 in_flight.append((step + IN_FLIGHT, batch))
-            # If the batches are not full, ever more events wait, and then no more come for some steps.
+            # If batches are not full, more and more events wait. At `_FULL` events, no events are added for some steps.
             if waiting() < _FULL:
                 break
     return (time.process_time() - begun) / events * 1e6

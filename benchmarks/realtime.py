@@ -23,22 +23,22 @@ from tests.support.fakes import Engine, Request, ScriptedTransport, Step, now
 from tests.support.virtual_time import CheckedLoop, run
 
 LOADS: Final = {10: 120.0, 25: 120.0, 40: 120.0, 45: 120.0, 48: 120.0, 50: 120.0, 52: 120.0, 60: 120.0, 100: 120.0}
-"""Events a second, and the seconds for which they come."""
+"""Loads: the number of events a second, and for how many seconds events come."""
 
 BUSY_LOADS: Final = {1_000: 120.0, 24_000: 20.0}
-"""As `LOADS`; each of these takes long to measure."""
+"""Further loads, in the form of `LOADS`; measuring each of these takes long."""
 
 VISITORS: Final = 4_000
 WARMING: Final = 2.0
-"""Seconds at the beginning whose deliveries are not counted."""
+"""Seconds at the beginning of a load in which delivered events are not counted."""
 
 STEP: Final = 0.005
-"""Seconds between two groups of events; the events of busy loads come in groups."""
+"""Seconds between two groups of events; events of busy loads are tracked in groups."""
 
 
 @attrs.frozen(kw_only=True)
 class Figures:
-    """What one load showed.
+    """The results of one load.
 
     Attributes:
         rate: events a second that were delivered, without the first `WARMING` seconds.
@@ -60,7 +60,7 @@ class Figures:
 
 
 class _Server(ScriptedTransport):
-    """Answers as fast as the API, and remembers when it answered for each event."""
+    """Answers as fast as the API, and remembers when each event was answered."""
 
     def __init__(self) -> None:
         super().__init__(then=self._answer)
@@ -84,7 +84,7 @@ async def _load(rate: int, seconds: float, *, realtime: bool) -> Figures:
         nonlocal changes, singles
         changes, singles = changes + (buffer.singles is not singles), buffer.singles
 
-    # Without the checks of `Engine`, which would take most of the time.
+    # The checks that `Engine` makes in each turn of the loop are removed, because they would take most of the time.
     server.checks.clear()
     loop = asyncio.get_running_loop()
     assert isinstance(loop, CheckedLoop)
@@ -128,7 +128,7 @@ def measure(rate: int, seconds: float, *, realtime: bool = True) -> Figures:
 
 
 def row(load: str, seconds: float, figures: Figures) -> str:
-    """Return a line of the table."""
+    """Return the line of the table that shows these results."""
     p50, p99 = (percentile(figures.answered, percent) or 0.0 for percent in (50, 99))
     per_minute = figures.changes * 60 / seconds
     return (
@@ -138,7 +138,7 @@ def row(load: str, seconds: float, figures: Figures) -> str:
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure all loads, and print the table."""
     print(
         "| events/s | delivered/s | changes/min | sent alone | requests/s"
         " | p50, s | p99, s | overlaps | out of order |\n"

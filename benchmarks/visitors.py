@@ -10,13 +10,13 @@ _SKEW = 0.23
 
 
 def shares(visitors: int) -> list[float]:
-    """Return the part of all events that each visitor makes, the busiest one first; the sum is 1."""
+    """Return, for each visitor, the fraction of all events that this visitor makes, the largest first; the sum is 1."""
     weights = [rank**-_SKEW for rank in range(1, visitors + 1)]
     total = sum(weights)
     return [weight / total for weight in weights]
 
 
 def stream(visitors: int, events: int) -> list[str]:
-    """Return the visitor's id of each of `events` events; the same arguments give the same result."""
+    """Return the ids of the visitors of `events` events, in order; the same arguments give the same result."""
     names = [f"visitor{number:06d}" for number in range(visitors)]
     return random.Random(0).choices(names, cum_weights=list(accumulate(shares(visitors))), k=events)

@@ -1,7 +1,7 @@
 """Defines `Fate`, which holds the outcomes of a group of events.
 
 The events of a group usually get the same outcome at the same time, so one `Fate` for all of them is cheaper than an
-object for each event. An event is identified by its fate and its place in that fate.
+object for each event. An event is identified by its fate and by its place: its index in the group.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from retailrocket_async._outcome import Outcome
 
 Share: TypeAlias = "tuple[Fate, Sequence[int] | None]"
-"""Some of the events of one fate, by their places in order; None instead of the places for all events of the fate."""
+"""A fate and the places of some of its events, in order; None instead of the places means all events of the fate."""
 
 
 class Fate:
@@ -34,8 +34,8 @@ class Fate:
     Attributes:
         names: the name of each event, by place.
         tags: what a spool stores with each event, by place; None without a spool.
-        marks: the marks of an observer, by place; shorter than `names` if the last events have no mark. None if no
-            event has a mark, or if all events have their outcome.
+        marks: what an observer returned for each event (the event's mark), by place; shorter than `names` if the last
+            events have no mark. None if no event has a mark, or if all events have their outcome.
         waiters: the futures of the tasks that wait for an outcome, in the order in which they began to wait, each with
             the place of its event.
     """
@@ -64,11 +64,11 @@ class Fate:
         return outcome if apart is None else apart.get(place, outcome)
 
     def settle(self, outcome: Outcome, places: Sequence[int] | None = None) -> None:
-        """Set the outcome of the events at `places`; an event that already has an outcome keeps it.
+        """Set the outcome of the events at `places`, except for events that already have an outcome.
 
         Args:
             outcome: the outcome.
-            places: the places of the events; default None: all places. The fate must not get any further events then.
+            places: the places of the events; default None: all places. No event may be added to the fate afterwards.
         """
         if self._outcome is not None:
             return
@@ -78,7 +78,7 @@ class Fate:
         self._outcome = outcome
         self.marks = None
         if self.waiters:
-            # Another thread may add a waiter now. That thread then finds the outcome.
+            # Another thread may add a waiter after this copy. That thread checks the outcome again before it waits.
             waiters = self.waiters.copy()
             self.waiters.clear()
             _wake(waiters)
@@ -113,13 +113,13 @@ class Fate:
 
 
 def places_of(share: Share) -> Sequence[int]:
-    """Return the places of the events in a share."""
+    """Return the places of the events in a share (some events of one fate)."""
     fate, places = share
     return range(len(fate.names)) if places is None else places
 
 
 def names_in(shares: Iterable[Share]) -> list[str]:
-    """Return the names of the events in shares, in order."""
+    """Return the names of the events in all `shares`, in order."""
     found: list[str] = []
     for fate, places in shares:
         found += fate.names if places is None else [fate.names[place] for place in places]
@@ -127,12 +127,12 @@ def names_in(shares: Iterable[Share]) -> list[str]:
 
 
 def marks_in(shares: Iterable[Share]) -> list[object]:
-    """Return the marks of the events in shares, in order; without the fates in which no event has a mark."""
+    """Return the marks of the events in all `shares`, in order; skip the fates in which no event has a mark."""
     return [fate.mark_of(place) for fate, places in shares if fate.marks for place in places_of((fate, places))]
 
 
 def tags_in(shares: Iterable[Share]) -> list[object]:
-    """Return the tags of the events in shares, in order; without the events that have no tag."""
+    """Return the tags of the events in all `shares`, in order; skip the events that have no tag."""
     found: list[object] = []
     for fate, places in shares:
         if fate.tags is not None:

@@ -81,7 +81,7 @@ class Receipt(Uncopyable):
 
     @property
     def mark(self) -> object:
-        """The mark that an observer has returned for the event; None if there is none, or if the event is settled."""
+        """What the observer's `tracked` returned for the event; None if nothing, or if the event has its outcome."""
         return self._fate.mark_of(self._place)
 
     @mark.setter
@@ -90,10 +90,10 @@ class Receipt(Uncopyable):
 
 
 def single_receipt(event_name: str) -> Receipt:
-    """Return the receipt of an event that shares its fate with no other event."""
+    """Return the receipt of an event whose outcome is set separately, not together with a group of events."""
     return Receipt(Fate([event_name]), 0)
 
 
 def share_of(receipt: Receipt) -> tuple[Fate, tuple[int]]:
-    """Return the fate and the place of a receipt's event."""
+    """Return the `Fate` that stores the outcome of a receipt's event, and the place of the event in this fate."""
     return receipt._fate, (receipt._place,)

@@ -1,8 +1,8 @@
-"""Measures what the order of each visitor's events costs, against a server that takes its time for a batch.
+"""Measures what the order of each visitor's events costs, against a server that needs 0.1 s to 5 s for a batch.
 
-Each row of the first two tables is one client under an open load: events come at their own pace, however late the
-client is. A judge in a process of its own looks for requests that overlap and for events out of order. The other tables
-show the cost of ordering an event, and the cost of a request by the number of connections.
+Each row of the first two tables is one client under an open load: events come at a fixed rate, even if the client is
+slower. A judge (a server in a process of its own) counts requests that overlap and events out of order. The other
+tables show the cost of ordering an event, and the cost of a request by the number of connections.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ _RATE = 24_000
 """Events a second of the full load: 98 % of what the limit allows with the default batches."""
 
 _LIMIT = 24_390
-"""The most events a second that the limit allows: its jitter allowance leaves 97.5 % of 50 requests of 500 events."""
+"""The most events a second that the limit allows: 97.5 % of 50 requests of 500 events, due to `RateLimit.jitter`."""
 
 _LIGHT = 0.82
-"""Part of the possible rate at which a quiet visitor's events are timed."""
+"""The waits of quiet visitors' events are measured at this fraction of the possible rate."""
 
 _SECONDS = 2.5
 _SETTLING = 0.5
-"""Seconds, beside one latency, after which a load is steady."""
+"""Seconds, in addition to one latency, after which a load is steady."""
 
 _TICK = 0.005
 _CYCLE = 262_144
-"""Number of events after which the sequence of visitors comes again."""
+"""Number of events after which the sequence of visitors is repeated."""
 
 _IN_FLIGHT = (1, 8, 32, 75, 100)
 
@@ -62,7 +62,7 @@ Figures = dict[str, Any]
 def possible(latency: float, visitor_count: int) -> float:
     """Return the most events of the full load that can be delivered in a second.
 
-    Bounds are the limit, the number of requests in flight, and one batch in flight for each visitor.
+    The rate is bounded by the limit, by the number of requests in flight, and by one batch in flight for each visitor.
     """
     each = Batching().max_events / latency
     of_visitors = sum(min(_RATE * share, each) for share in visitors.shares(visitor_count))
@@ -128,7 +128,7 @@ class _Shop:
 
     def __init__(self, port: int, visitor_count: int) -> None:
         self.limiter = _TimedLimiter()
-        # With "raise" the load stays open: no call waits for space.
+        # With "raise" no call waits for space, so the rate of the load does not depend on the client.
         self.client = client(port, limiter=self.limiter, buffer=Buffer(overflow="raise"))
         self.refused = 0
         self.quiet: dict[int, float] = {}
@@ -148,7 +148,7 @@ class _Shop:
             while owed >= 1:
                 owed -= 1
                 await self._track(next(self._visitors))
-            # A load that is late sleeps no longer, but must let the client's tasks run.
+            # If events are tracked too late, this loop does not sleep, but must still let the client's tasks run.
             await asyncio.sleep(0)
 
         await paced(chunk, seconds=seconds)
@@ -163,7 +163,7 @@ class _Shop:
 
 
 async def load(port: int, latency: float, visitor_count: int, seconds: float) -> Figures:
-    """Track at a part of the possible rate, with quiet visitors; then at the full rate. Each is measured `seconds`."""
+    """Track at a part of the possible rate, with quiet visitors, then at the full rate; measure each for `seconds`."""
     shop = _Shop(port, visitor_count)
     memory = resident()
     light = _LIGHT * possible(latency, visitor_count)
@@ -201,12 +201,12 @@ class Row:
     Attributes:
         latency: seconds until a batch is answered.
         visitors: the number of visitors.
-        possible: the most that can be delivered; see `possible`.
-        delivered: what the server answered.
+        possible: the most events a second that can be delivered; see the function `possible`.
+        delivered: events a second that the server answered.
         mean, most: requests in flight.
         overlaps: requests that overlapped with another one of the same visitor.
         disordered: visitors whose events were recorded out of order.
-        refused: the part of the events for which the buffer had no space.
+        refused: the fraction of the events for which the buffer had no space.
         cpu: CPU time of an event in µs.
         lag, worst: the lag of the event loop, p99 and worst.
         memory: growth of the resident memory in MiB.
@@ -234,7 +234,7 @@ class Row:
 
     @property
     def expected(self) -> float | None:
-        """The linger and the wait for a permit: what a quiet visitor's event has to wait for."""
+        """The time that a quiet visitor's event has to wait at least: the linger and the wait for a permit."""
         return None if self.permit is None else Batching().linger * 1e3 + self.permit
 
 
@@ -243,7 +243,7 @@ def _row(latency: float, visitor_count: int, figures: Figures, verdict: Verdict)
     within = [each for each in verdict.exchanges if began <= each.ended < ended]
     mean, most = in_flight(verdict.exchanges, began, ended)
     arrived = dict(verdict.quiet)
-    # An event that never arrived waits without end.
+    # If an event never arrived, its wait counts as infinite.
     waits = [(arrived.get(number, float("inf")) - tracked) * 1e3 for number, tracked in figures["quiet"]]
     return Row(
         latency=latency,
@@ -269,7 +269,7 @@ def in_flight(exchanges: Sequence[Exchange], began: float, ended: float) -> tupl
     """Return the mean and the largest number of requests in flight from `began` to `ended`."""
     spans = [(max(each.began, began), min(each.ended, ended)) for each in exchanges]
     spans = [(start, end) for start, end in spans if start < end]
-    # At the same moment an end comes before a beginning.
+    # If one request ends and another begins at the same moment, the end is counted first.
     changes = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
     now = most = 0
     for _, change in changes:
@@ -279,12 +279,12 @@ def in_flight(exchanges: Sequence[Exchange], began: float, ended: float) -> tupl
 
 
 def measure(effort: Effort) -> Section:
-    """Measure every load once, as it takes long, then the cost of ordering and of connections."""
+    """Measure each load only once, because it takes long; then the cost of ordering and of connections."""
     rows = []
     for latency in _LATENCIES[:2] if effort.quick else _LATENCIES:
         for visitor_count in (1, 4_000) if effort.quick else _VISITORS:
             report(f"order: {latency} s a batch, {visitor_count:,} visitors")
-            # Answers come in groups, a latency apart, so a window must not be shorter.
+            # Answers come in groups, one latency apart, so the measured time must not be shorter than the latency.
             seconds = max(_seconds(effort), latency)
             arguments: Figures = {"latency": latency, "visitor_count": visitor_count, "seconds": seconds}
             with judge.running(latency) as server:

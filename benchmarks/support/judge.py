@@ -1,7 +1,7 @@
-"""A server that answers batches late, and judges overlap and order for each visitor; it runs in its own process.
+"""A server that answers batches after a latency, and finds overlaps and wrong order; it runs in its own process.
 
-It shares no code with the client. The number of an event is its product; a visitor's numbers must increase in the order
-in which the events were tracked.
+The server shares no code with the client. The number of an event is its product id. The numbers of a visitor's events
+must increase in the order in which the events were tracked.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from benchmarks.support.server_process import Pipe
 
 QUIET = "quiet"
-"""The beginning of the id of a visitor for whose events the judge reports the time of their arrival."""
+"""If a visitor's id begins with this text, the judge reports when each event of the visitor arrived."""
 
 _ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
 
 
 class Exchange(NamedTuple):
-    """One request, in seconds of the monotonic clock, which all processes of the machine share.
+    """One request. Times are in seconds of the monotonic clock, which all processes of the machine share.
 
     Attributes:
         began: when the first bytes arrived.
         ended: when the answer was written, or the connection was closed.
-        events: the number of its events; 0 if the client got no answer.
+        events: number of events in the request; 0 if the client got no answer.
     """
 
     began: float
@@ -43,13 +43,13 @@ class Exchange(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the judge has seen.
+    """The results of a judge.
 
     Attributes:
         exchanges: every request that has ended.
-        overlaps: requests that began while another one with an event of the same visitor was under way.
+        overlaps: number of requests that began while another request with an event of the same visitor was under way.
         disordered: the number of visitors whose events were not recorded in order.
-        quiet: number of the event and arrival of its request, for each event of a quiet visitor.
+        quiet: for each event of a quiet visitor, the number of the event and the time at which its request arrived.
     """
 
     exchanges: list[Exchange]
@@ -62,7 +62,7 @@ class Judge:
     """Controls a running judge.
 
     Attributes:
-        port: where it listens, on loopback.
+        port: the port on loopback on which the judge listens.
     """
 
     def __init__(self, port: int, pipe: Pipe) -> None:
@@ -70,7 +70,7 @@ class Judge:
         self._pipe = pipe
 
     def verdict(self) -> Verdict:
-        """Return what the judge has seen since it was started."""
+        """Return the results since the judge was started."""
         self._pipe.send("verdict")
         verdict = self._pipe.recv()
         assert isinstance(verdict, Verdict)
@@ -79,13 +79,13 @@ class Judge:
 
 @contextlib.contextmanager
 def running(latency: float) -> Iterator[Judge]:
-    """Run a judge while the block runs; it answers each request after `latency` seconds."""
+    """Run a judge while the block runs; the judge answers each request after `latency` seconds."""
     with server_process.running(_main, latency) as (port, pipe):
         yield Judge(port, pipe)
 
 
 def closed_by_client(transport: asyncio.Transport) -> bool:
-    """Whether the client has closed its end of a connection, even if the event loop has not noticed it yet."""
+    """Whether the client has closed a connection, even if the event loop has not noticed this yet."""
     if transport.is_closing() or not hasattr(select, "POLLRDHUP"):
         return transport.is_closing()
     poll = select.poll()

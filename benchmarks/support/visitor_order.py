@@ -1,7 +1,7 @@
-"""Judges requests as the API does: no two at once with events of one visitor, and each visitor's events in order.
+"""Checks that no two requests with events of one visitor overlap, and that each visitor's events are in order.
 
-The code knows nothing of the client: it sees what a server sees. Events of one visitor must have increasing numbers in
-the order in which they were tracked.
+This code shares no code with the client and sees only what a server sees. Events of one visitor must have increasing
+numbers in the order in which the events were tracked.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class UnderWay:
 
 
 class Overlaps:
-    """Counts requests that began while another one with an event of the same visitor was under way.
+    """Counts requests that began while another request with an event of the same visitor was under way.
 
     A request is under way from its first bytes until its answer is written, or until the client closes its connection.
 
     Attributes:
-        count: the number of requests that began too early.
+        count: number of requests that began while another request of the same visitor was under way.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Overlaps:
         self._answered_at: dict[str, float] = {}
 
     def begin(self, began: float, visitors: Iterable[str], abandoned: Callable[[], bool] = lambda: False) -> UnderWay:
-        """Judge a request whose body is complete; return it, for `end`.
+        """Check a request whose body is complete; return the object that `end` needs.
 
         Args:
             began: when its first bytes arrived, in seconds.
@@ -57,7 +57,7 @@ class Overlaps:
         """
         request = UnderWay(began, frozenset(visitors), abandoned)
         for visitor in request.visitors & self._under_way.keys():
-            # An earlier visitor of this loop may have ended the same request.
+            # `other` may be None: an earlier step of this loop may have ended the same request for another visitor.
             if (other := self._under_way.get(visitor)) is not None and other.abandoned():
                 self.end(other, None)
         answered_at = self._answered_at
@@ -69,12 +69,12 @@ class Overlaps:
         return request
 
     def end(self, request: UnderWay, answered_at: float | None) -> None:
-        """End a request; a second call for the same request does nothing.
+        """Note the end of a request; a second call for the same request does nothing.
 
         Args:
-            request: what `begin` returned.
-            answered_at: when the answer was written, in seconds; None if the client closed the connection, whose time
-                is not known exactly.
+            request: the object that `begin` returned.
+            answered_at: when the answer was written, in seconds; None if the client closed the connection, because the
+                time of closing is not known exactly.
         """
         under_way = self._under_way
         mine = [visitor for visitor in request.visitors if under_way.get(visitor) is request]
@@ -87,9 +87,9 @@ class Overlaps:
 class Order:
     """Finds visitors whose events were recorded in another order than the one in which they were tracked.
 
-    Recording a request a second time is no fault, nor is recording a part of it again. An event is out of order if it
-    was recorded for the first time after a later event of its visitor, or again after a request that had only later
-    events of its visitor.
+    Recording a request, or a part of it, a second time is no fault. An event is out of order if a later event of its
+    visitor was recorded before the event's first recording, or if the event is recorded again after a request that had
+    only later events of its visitor.
 
     Attributes:
         disordered: the visitors with an event out of order.
@@ -99,11 +99,11 @@ class Order:
         self.disordered: set[str] = set()
         self._recorded: set[int] = set()
         self._latest: dict[str, int] = {}
-        # For each visitor the largest of the first numbers of all requests.
+        # For each visitor: each request has a first event of this visitor; the largest number of these first events.
         self._floor: dict[str, int] = {}
 
     def record(self, events: Sequence[Numbered]) -> None:
-        """Judge the events of one recorded request, in their order in its body."""
+        """Check the events of one recorded request, which are given in the order of the request's body."""
         latest, recorded = self._latest, self._recorded
         first: dict[str, int] = {}
         previous: dict[str, int] = {}

@@ -27,8 +27,8 @@ class _Pending(NamedTuple):
     """A right half that is sent after its left half."""
 
     batch: Batch
-    # Whether this half must contain a bad event if the left half is accepted. False if the API refused the undivided
-    # part only for its size.
+    # True if the API refused both halves together for a bad event: if the left half is then accepted, this half must
+    # contain the bad event. False if the API refused both halves together only for their size.
     blamed: bool
     left_size: int
 

@@ -67,8 +67,8 @@ async def track_one_by_one(
         track: accepts one event.
 
     Returns:
-        True if every envelope has a result. False if the buffer was full or the client closed before that; if the
-        caller passes the remaining envelopes again, that call raises the error.
+        True if every envelope has a result. False if the buffer became full, or the client was closed, before the last
+        envelope. If the caller then calls again with the remaining envelopes and no results, the error is raised.
 
     Raises:
         BufferFullError, ClientClosedError: an event was not accepted, and `results` was still empty.

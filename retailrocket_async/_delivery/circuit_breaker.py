@@ -131,13 +131,13 @@ class CircuitBreaker:
         retry: sets the intervals between probes while the API is down.
 
     Attributes:
-        state: as in `Stats.state`.
+        state: the present state, as in `Stats.state`.
         since: when the state began (loop time).
         status: the HTTP status that halted sending; None if sending is not halted, or if a failure halted it.
         failure: the failure that halted sending, e.g. ``"config: SSL_CERT_FILE ..."``; None if sending is not halted,
             or if an HTTP status halted it.
         refused_at: when the API last refused a request in a way that halts sending (loop time).
-        answered_at: when a reply last showed that the API works (loop time); minus infinity before the first.
+        answered_at: when a reply last showed that the API works (loop time); minus infinity if none has shown this yet.
     """
 
     def __init__(self, retry: RetryPolicy) -> None:
@@ -198,7 +198,7 @@ class CircuitBreaker:
     async def rest(self, until: float) -> None:
         """Sleep until `until`, or until the state changes; return at once unless the state is `sending`.
 
-        In any other state the breaker itself decides when the next request is sent.
+        If the state is not `sending`, the breaker decides when the next request is sent, so the caller need not sleep.
         """
         if self._state is not SendingState.SENDING:
             return
@@ -226,7 +226,7 @@ class CircuitBreaker:
             self.nudge()
 
     def hold(self, admission: Admission) -> None:
-        """Let no other request become the probe, because the events of this probe are about to be sent again."""
+        """Let no other request become the probe, because the events of the last probe are about to be sent again."""
         if admission.probe and admission.epoch == self._epoch:
             self._probing = True
             self.nudge()
@@ -308,12 +308,12 @@ class CircuitBreaker:
         self.probe_now(now)
 
     def probe_now(self, now: float) -> None:
-        """Let the next probe be sent now."""
+        """Allow the next probe now, without waiting for the end of the interval."""
         self._probe_at = min(self._probe_at, now)
         self.nudge()
 
     def _is_past(self, reply: Reply) -> bool:
-        """Whether the request failed at a later step than the halt's cause, which shows that the cause is corrected."""
+        """Whether a request got past the step that had halted sending, and so shows that the cause is corrected."""
         if self.failure is None:
             return False
         return reply.status is not None or (self.failure.startswith("config:") and reply.failure != "key")

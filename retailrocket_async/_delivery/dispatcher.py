@@ -7,10 +7,10 @@
                                      SendGate       v  |
                                                    Sender
 
-A flight is a batch, or a direct send, on its way to the API. Every event is in the buffer, or in one flight, or
-settled. The methods that move events do not await, so cancelling a task at any `await` loses no event. Each object
-calls only objects that were built before it; `Expiry`, `Shutdown` and cancelled callers end flights through `InFlight`,
-too.
+A flight is a batch, or a direct send (the request of `send`), on its way to the API. Every event is in the buffer, in
+one flight, or settled (has its outcome). The methods that move events do not await, so cancelling a task at any `await`
+loses no event. Each object calls only objects that were built before it. `Expiry`, `Shutdown` and cancelled callers end
+flights through `InFlight`, too.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ class Dispatcher:
             if flight.hold.departed:
                 self._start(flight)
             else:
-                # The hold makes the earlier events of its visitors due now.
+                # `EventBuffer.hold` made the earlier events of these visitors due, so the pump must check the buffer.
                 self._pump.kick()
             outcome = await landed
         except BaseException:
@@ -259,7 +259,8 @@ class Dispatcher:
     def _start_soon(self, flight: Flight) -> None:
         """Start a direct send in the next turn of the loop, because all earlier events of its visitors have outcomes.
 
-        The buffer may be in the middle of a change now. An eager task would run code of users at once.
+        The send is not started at once, because the buffer may be in the middle of a change now, and an eager task
+        would run code of users at once.
         """
         # If the loop is closed, the caller of `send` never runs again, and its coroutine ends the flight.
         with suppress(RuntimeError, WrongLoopError):
@@ -281,7 +282,7 @@ class Dispatcher:
     def nothing_to_lose(self) -> None:
         """From now on, do not log undelivered events when the client or its loop ends.
 
-        Call this if nobody expects these events to be delivered.
+        This is for callers who do not expect these events to be delivered.
         """
         self._lost = True
         self._in_flight.logs_losses = False
@@ -340,7 +341,7 @@ class Dispatcher:
             ) from None
 
     def longest_chain(self) -> str:
-        """Return a remark on the visitor with the most events that wait for each other; ``""`` if no events do."""
+        """Return how many events of one visitor wait for each other, as a remark for an error; ``""`` if none do."""
         longest = self._buffer.longest_backlog()
         return f" (one visitor has {longest} of them, which are sent one batch after the other)" if longest else ""
 
@@ -382,7 +383,7 @@ class Dispatcher:
 
     @property
     def closed(self) -> bool:
-        """Whether a close has begun."""
+        """Whether `aclose` has been called."""
         return self._shutdown.begun
 
     def stats(self) -> Stats:

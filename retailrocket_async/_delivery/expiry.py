@@ -100,7 +100,7 @@ class Expiry:
             self._timer = self._affinity.call_later(_EVERY, self._tick)
 
     def state_changed(self, state: State) -> None:
-        """Note that the circuit breaker's state has changed, so that other limits may be reached."""
+        """Note that the circuit breaker's state has changed, and that other limits may apply now."""
         # In a halt events expire by their age, so a batch must not contain both old and young events.
         self._buffer.short_batches = state == "halted"
         self.watch()
@@ -161,7 +161,7 @@ class Expiry:
         return self._refusal(attempts=flight.attempts, elapsed=now - flight.started_at)
 
     def _may_end(self, moment: float, now: float) -> bool:
-        """Whether events older than `moment` may be rejected; if the last refusal is not fresh, send a probe first."""
+        """Whether events older than `moment` may be rejected; if the last refusal is too old, request a probe first."""
         came_at = [_came_at(flight) for flight in self._in_flight if not flight.on_wire]
         if min(came_at, default=now) > moment and self._buffer.oldest_age() < now - moment:
             # No event is older than `moment` any more, so the answer to the probe does not matter.
@@ -188,7 +188,7 @@ class Expiry:
         return None
 
     def _bounded(self) -> bool:
-        """Whether a limit may be reached by waiting alone, so that the timer is needed."""
+        """Whether waiting events may reach a limit although nothing else happens, so that the timer is needed."""
         return self._max_age is not None or self._breaker.state != "sending"
 
     def _tick(self) -> None:
@@ -212,7 +212,7 @@ class Expiry:
         return 0.0 if self._breaker.refused_at >= self._closing_since else self._retry.max_halt
 
     def _end_buffered(self, moment: float, outcome: Outcome, most: int) -> bool:
-        """Settle about `most` of the events that came to the buffer at `moment` or before.
+        """Settle about `most` of the buffer's events that are from `moment` or before.
 
         Returns:
             Whether all of these events are settled now.

@@ -2,7 +2,7 @@
 
 ::
 
-    HELD --> QUEUED --> ON_WIRE --> QUEUED      an attempt was made; the flight goes on, whole or divided
+    HELD --> QUEUED --> ON_WIRE --> QUEUED      an attempt was made; the flight continues, whole or divided
                |  ^
                v  |
              RETRYING                           the flight waits before its next attempt
@@ -42,7 +42,7 @@ class FlightState(enum.Enum):
     """What a flight waits for; the table `_NEXT` has the transitions, and the module's docstring draws them."""
 
     HELD = "held"
-    """A direct send whose visitors have earlier events without an outcome."""
+    """The flight is a direct send, and waits until the earlier events of its visitors have outcomes."""
     QUEUED = "queued"
     """The flight waits for the right to make its next request."""
     ON_WIRE = "on the wire"
@@ -74,18 +74,18 @@ class Flight:
         body: the body of the flight's requests.
         names: names of the events in the body, as the API spells them.
         started_at: when the batch left the buffer, or when `send` was called (loop time).
-        opened_in: the generations of the runs in the flight's batch; see `Batch.opened_in`.
+        opened_in: for the calls of `flush` that wait for the flight: see `Batch.opened_in`.
         whole: the batch as it was taken from the buffer; None for a direct send.
         batch: the current part of the batch; None for a direct send.
         landed: future that gets the outcome of a direct send; None for a batch.
         hold: keeps the order of a direct send's visitors; None for a batch.
         context: a copy of the context of the caller of `send`; None for a batch, or if the flight has its outcome.
         attempts: number of requests made so far with the events of this part.
-        tries: number of attempts since the last division, plus failures of the limiter; the retry policy limits this
-            number.
+        tries: number of attempts since the batch was last divided, plus failures of the limiter. The retry policy
+            limits this number.
         excused: number of tries that the retry policy does not count.
         tried_at: start of the time that the retry policy counts (loop time).
-        failed_at: when the last attempt with a retryable failure ended (loop time); minus infinity before the first.
+        failed_at: when the last retryable failure happened (loop time); minus infinity before the first failure.
         departed_at: when the last request was sent (loop time).
         slot: the right to make the next or the current request; None while the flight waits.
         state: what the flight waits for.
@@ -93,7 +93,7 @@ class Flight:
         renewals: number of times that the flight was sent again at once because the key had changed.
         refusal: the outcome that the flight will get if nobody corrects the cause of the last refusal in time; None if
             the last attempt was not refused for key, shop, address, environment or proxy.
-        outcome: the outcome of the last part, once all events of the flight have an outcome; None before.
+        outcome: None until all events of the flight have an outcome; then the outcome of the last part.
     """
 
     __slots__ = (
@@ -266,7 +266,11 @@ class Flight:
     # --- dividing -----------------------------------------------------------------------------------------------------
 
     def divide(self, outcome: Outcome, now: float) -> bool:
-        """If the current part was refused and can be divided, carry its first half; return whether this was done."""
+        """If the current part was refused and can be divided, make its first half the current part.
+
+        Returns:
+            Whether the part was divided.
+        """
         refused = self._reply is not None and self._reply.verdict is Verdict.REFUSED
         if self.batch is None or not refused or outcome.status not in _DIVIDED:
             return False
@@ -280,7 +284,7 @@ class Flight:
             self._bisection = Bisection()
         blames = outcome.status == 400
         if blames:
-            # A 400 means that the API recorded none of the attempts.
+            # A 400 means that the API recorded no attempt to send this part.
             self._maybe_recorded = False
         self.batch.attempts, self.batch.maybe_recorded = self.attempts, self._maybe_recorded
         part = self._bisection.divide(self.batch, blames=blames)
@@ -290,7 +294,7 @@ class Flight:
         return True
 
     def fit(self, size: int, now: float) -> None:
-        """If the batch has more than `size` bytes, carry only a first part that fits.
+        """If the batch has more than `size` bytes, make a first part that fits the current part.
 
         The server may refuse larger bodies: `size` is the present limit of `BodyLimit`.
         """
@@ -302,10 +306,10 @@ class Flight:
         self._carry(self._bisection.fitting(self.batch, size), now)
 
     def move_to_batch(self) -> bool:
-        """If the flight carries a single event that a batch may hold, carry it as a batch of one event from now on.
+        """If the flight sends a single event to the event's own endpoint, send a batch of one event from now on.
 
         Returns:
-            Whether this was done.
+            Whether this was done; False also if no batch may hold the event.
         """
         if self.batch is None or not self.batch.alone or self.names[0] in UNBATCHABLE:
             return False
@@ -323,7 +327,7 @@ class Flight:
         return outcome
 
     def go_on(self, outcome: Outcome, now: float) -> bool:
-        """Carry the next part after the current part got `outcome`; return False if no part is left."""
+        """Make the next part the current part, after the current part got `outcome`; return False if none is left."""
         if self._bisection is None or self.batch is None:
             return False
         part = self._bisection.after(accepted=len(self.batch) if isinstance(outcome, Delivered) else None)

@@ -12,10 +12,9 @@ if TYPE_CHECKING:
 
 
 class Flush:
-    """Counts down the batches or events that one call of `flush` waits for.
+    """Counts down the items that one call of `flush` waits for: groups of buffered events, or events of a spool.
 
-    The batches or events are numbered in the order of their arrival: batches by generation (see `EventBuffer`), events
-    of a spool by their ids.
+    The items are numbered in the order of their arrival: groups by `Run.generation`, events of a spool by their ids.
 
     Args:
         last: the highest number that the call waits for.

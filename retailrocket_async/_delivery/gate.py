@@ -1,4 +1,4 @@
-"""Grants the right to make a request: the circuit breaker, the bound on requests in flight and the limiter agree."""
+"""Grants the right to make a request if the circuit breaker, the bound on requests in flight and the limiter agree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class SendGate:
-    """Lets requests out one by one.
+    """Grants send slots, each of which is the right to make one request, one by one.
 
     Args:
         affinity: the loop that the client belongs to.
@@ -52,7 +52,8 @@ class SendGate:
                 slot = SendSlot(admission, permit, self)
                 if self._breaker.still_admits(admission):
                     return slot
-                # The state of the breaker has changed while this method waited for the permit.
+                # The state of the breaker has changed while this method waited for the permit, so the slot is freed and
+                # the breaker is asked again.
                 slot.end()
             else:
                 self.leave(None)

@@ -2,7 +2,7 @@
 
 A plain function runs in a thread of its own, so it may block. A coroutine function runs in the event loop. Errors of
 hooks are counted and logged once. Events and changes of state wait for the hook in a bounded queue. If the queue is
-full, the hook does not get further undelivered events; `Hooks.missed` counts them.
+full, the hook misses further undelivered events; `Hooks.missed` counts these events.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The table of all flights: the batches and direct sends that have left the buffer and have no outcome yet.
 
-Whatever ends a flight calls this table: the runner after the last attempt, the expiry after a limit, a close, or a
-cancelled caller. So the number of events in flight, the visitors that wait for a flight and the receipts always change
-in one step.
+A flight is ended only by a call of this table: by the runner after the last attempt, by the expiry after a limit, by a
+close, or by a cancelled caller. So the number of events in flight, the visitors that wait for a flight and the receipts
+always change in one step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ loop ends earlier, the record about the end of the loop includes these events.""
 
 
 class InFlight:
-    """Holds the flights, counts their events, and settles them.
+    """Holds the flights (batches and direct sends), counts their events, and settles the events.
 
     Args:
         affinity: the loop that the client belongs to.
@@ -73,7 +73,7 @@ class InFlight:
     # --- flights that begin -------------------------------------------------------------------------------------------
 
     def enter(self, flight: Flight) -> None:
-        """Add a flight; its events count as in flight from now on."""
+        """Add a flight; the events of the flight count as in flight from now on."""
         self.events += flight.count
         self.batches += flight.whole is not None
         self._tasks[flight] = None
@@ -82,7 +82,7 @@ class InFlight:
         """Run the work of a flight in a task.
 
         Args:
-            flight: a flight that was entered.
+            flight: a flight that was added by `enter`.
             work: sends the flight until all its events have their outcome.
         """
         task = self._affinity.create_task(work)
@@ -147,7 +147,7 @@ class InFlight:
 
     def _settle_batch(self, flight: Flight, whole: TakenBatch, batch: Batch, outcome: Outcome) -> None:
         self.batches -= 1
-        # A flush waits for whole batches. So only this part gets the generations of the batch, and the flush counts the
+        # A flush waits for whole batches, so only the last part gets the `opened_in` of the batch: the flush counts the
         # batch as settled when this part is settled.
         batch.opened_in = flight.opened_in
         interrupt: BaseException | None = None
@@ -166,7 +166,7 @@ class InFlight:
     def settle_part(self, flight: Flight, part: Batch, outcome: Outcome) -> None:
         """Settle the events of `part`; the other events of the flight are still to be sent.
 
-        Visitors whose events are all settled now do not wait for the rest of the flight.
+        If all events of a visitor are settled now, this visitor's next events need not wait for the rest of the flight.
         """
         if flight.outcome is not None or flight.whole is None:
             return

@@ -115,7 +115,7 @@ class Intake:
         return receipt
 
     def refuse(self, event: Event, envelope: bytes, *, tell: bool) -> Receipt:
-        """Count an event that the user's `before_send` dropped; pass it to `on_outcome` if `tell` is true."""
+        """Count an event that the user's `before_send` dropped; pass the event to `on_outcome` if `tell` is true."""
         self._affinity.enter()
         self.check_open()
         ensure_stack()
@@ -173,7 +173,7 @@ class Intake:
         if self._pump.idle:
             self._pump.kick()
         key = self._buffer.key_of(session)
-        # The names of many events that wait are then one object.
+        # Equal names of waiting events are then one object, which saves memory.
         name = sys.intern(name)
         self._buffer.append(envelope, name, key, came_at=came_at, alone=name in UNBATCHABLE, tag=tag)
         self._ledger.count_tracked()
@@ -234,13 +234,13 @@ class Intake:
 
     def _expire_some(self, size: int) -> None:
         while not self._expiry.expire(_FEW):
-            # Callers that wait already come first, so this call need not make more space.
+            # If other callers wait, they get the space first, so this call need not make more space.
             if self._callers.any or self._buffer.fits(size):
                 return
 
     def _makes_space(self, size: int, event_name: str, key: int | None) -> bool:
         """Evict events until an event of `size` bytes fits; return False if this is impossible."""
-        # A large event may evict very many small events, so these are settled together.
+        # A large event may evict very many small events, so the evicted events are settled together.
         evicted = Batch(0.0)
         of_visitor = self._buffer.make_room_of(key, event_name)
         for batch in itertools.chain(of_visitor, self._buffer.make_room(size, event_name)):

@@ -46,7 +46,10 @@ class Keeper(Protocol):
     """A spool, which stores the events of the engine, too."""
 
     def keep(self, batch: Batch, outcome: Outcome) -> Outcome:
-        """Write the outcome of a batch; return the outcome that its events get, another one if the events stay."""
+        """Write the outcome of a batch to the spool, and return the outcome that the events of the batch get.
+
+        The two differ if the events stay in the spool, for example because the client was closed.
+        """
         ...
 
     @property
@@ -138,7 +141,7 @@ class Ledger:
     # --- settling ---
 
     def close_batch(self, batch: Batch, outcome: Outcome, *, notify: bool = True) -> None:
-        """Settle the events of a batch; report them to the hook if they are undelivered and `notify` is true."""
+        """Settle the events of a batch; if `notify` is true, report undelivered events to the hook."""
         if self._keeper is not None:
             outcome = self._keeper.keep(batch, outcome)
         batch.settle(outcome)
@@ -149,7 +152,7 @@ class Ledger:
         detached(self._announce, outcome, len(batch), names)
 
     def drop(self, envelope: bytes, receipt: Receipt, reason: DropReason, *, notify: bool = True) -> None:
-        """Drop an event that was never in the buffer; report it to the hook if `notify` is true."""
+        """Drop an event that was never in the buffer; report the event to the hook if `notify` is true."""
         self.end(envelope, share_of(receipt), Dropped(reason=reason), notify=notify)
 
     def end(self, envelope: bytes, share: Share, outcome: Outcome, *, notify: bool = True) -> None:
@@ -164,7 +167,7 @@ class Ledger:
         Args:
             outcome: the outcome of the events.
             count: number of events.
-            opened_in: the generations of the batches that held the events.
+            opened_in: see `Batch.opened_in`.
             names: names of the events; read only if the events are dropped, or if there is an observer.
         """
         self._announce(outcome, count, self._count(outcome, count, opened_in, names))
@@ -209,7 +212,7 @@ class Ledger:
         self._keeps = True
 
     async def flushed(self, generation: int, count: int, finished: Future[None]) -> None:
-        """Return when `count` batches and direct sends of this or an earlier `generation` are settled."""
+        """Return when `count` groups of events (runs) of this or an earlier `generation` are settled; see `Run`."""
         await self._flushes.wait(generation, count, finished)
 
     def log_once(self, key: Hashable, level: int, message: str, *args: object) -> None:
@@ -266,7 +269,7 @@ class Ledger:
         level = logging.ERROR if change.state == "halted" else logging.WARNING
         cause = f"HTTP {change.status}" if change.status is not None else change.failure or ""
         if change.advice in cause:
-            # The failure then has the form "kind: advice", so the advice is cut off here.
+            # The failure has the form "kind: advice". The advice is logged separately, so it is cut off here.
             cause = cause.partition(":")[0]
         self.hooks.notify_state(change)
         if change.state == "sending":

@@ -1,4 +1,4 @@
-"""The pump: takes a batch from the buffer for each permit, and launches its flight."""
+"""The pump: a task that takes a batch from the buffer whenever a request may be made, and starts to send the batch."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Pump:
         self._callers.admit()
 
     def _choose_form(self) -> None:
-        """Let the buffer return single events or batches, depending on how scarce permits are."""
+        """Let the buffer return single events or batches, depending on whether permits are scarce."""
         if self._realtime is not None:
             buffer = self._buffer
             buffer.singles = self._realtime.look(

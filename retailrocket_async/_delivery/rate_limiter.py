@@ -7,7 +7,7 @@ limiter therefore consists of two parts:
   late.
 - Slots count the requests that the server may still count in its current window; there are at most `requests` slots.
   A request takes a slot when its permit is granted. The slot is free again `per + jitter` seconds after the body was
-  written, or `per` seconds after the answer, whichever is earlier. The time does not run from the grant, so a blocked
+  written, or `per` seconds after the answer, whichever is earlier. The time is not counted from the grant, so a blocked
   event loop or a slow connection cannot let too many requests arrive together. A request that ended without an answer
   may still be on its way, so its slot is freed `per + jitter` seconds after the body was written or, at the latest,
   after the request ended. The limit is kept as long as the network's delays differ by at most `jitter`.
@@ -197,7 +197,7 @@ class LocalLimiter(Uncopyable):
             # The pace grows linearly, so it is enough to store the time at which the pace will be full again.
             self._incident_over = now
             self._slow_until = now + (1.0 - pace) / _RECOVERY
-        # The pace does not recover during a pause, even if a later answer of the same incident prolongs it.
+        # The pace does not recover during a pause, even if a later answer of the same incident prolongs the pause.
         longer = max(0.0, self._paused_until - self._incident_over)
         self._incident_over += longer
         self._slow_until += longer
@@ -228,7 +228,7 @@ class LocalLimiter(Uncopyable):
         return loop
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Prepare the limiter for a new loop; requests of the closed loop that the server may still count are kept."""
+        """Prepare the limiter for a new loop; keep the slots of old requests that the server may still count."""
         self._loop = loop
         self._turn = asyncio.Lock()
         self._bucket: AsyncLimiter | None = None

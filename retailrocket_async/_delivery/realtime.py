@@ -6,8 +6,9 @@ own. So events are sent one by one until permits are scarce. Permits are scarce 
 - the event that became ready first has waited `SCARCE_WAIT` seconds for its permit;
 - more than `SCARCE_VISITORS` visitors have events that are ready.
 
-Both show in the queue alone, so any limiter can be used. Both also show in an outage, in a pause after a 429, and if
-the largest number of requests is in flight; the events that have waited for the end of these leave in batches, too.
+Both can be seen in the queue without asking the limiter, so any limiter can be used. Both also become true in an
+outage, in a pause after a 429, and while the largest number of requests is in flight; so the events that have waited
+for the end of such a time leave in batches, too.
 
 ========= ========================================== =========
 Mode      Signal                                     Next mode
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 SCARCE_WAIT: Final = 0.5
 """Seconds of waiting for a permit from which on permits are scarce. This is a third of the time of a batch, so a single
-event is still much faster. At 50 requests a second 25 events wait then. If 40 events a second come at random times, so
-many events practically never wait."""
+event is still much faster. At 50 requests a second, an event waits 0.5 s if 25 events are before it. If 40 events a
+second come at random times, there are practically never 25 waiting events."""
 
 SCARCE_VISITORS: Final = 100
 """Number of visitors above which permits are scarce at once. At 50 requests a second, single events of so many visitors
@@ -60,7 +61,7 @@ class Mode(enum.Enum):
 
 
 class Signal(enum.Enum):
-    """What the queue shows."""
+    """Whether permits are scarce, and for how long they have not been scarce."""
 
     SCARCE = enum.auto()
     """Permits are scarce."""
@@ -91,12 +92,13 @@ class Realtime:
         self._began_at = self._scarce_at = -math.inf
 
     def look(self, now: float, *, waited: float, visitors: int) -> bool:
-        """Note what the queue shows, and return whether events are to be sent one by one.
+        """Choose the mode from the present state of the queue; return whether events are to be sent one by one.
 
         Args:
             now: the loop's time in seconds.
             waited: seconds that the first ready event has waited since its linger was over.
-            visitors: number of visitors with events that are ready; above `SCARCE_VISITORS` any number will do.
+            visitors: number of visitors with events that may be sent; a number above `SCARCE_VISITORS` need not be
+                exact.
         """
         signal = self._signal(now, waited, visitors)
         if signal is Signal.SCARCE:

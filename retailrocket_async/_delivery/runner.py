@@ -1,4 +1,4 @@
-"""Sends flights: makes one attempt after the other, and does what the sender returns after each attempt."""
+"""Sends flights (batches and direct sends): makes one attempt after the other, as the sender decides."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Runner:
-    """Sends a flight, whole or in parts, until all its events have their outcome.
+    """Sends a flight (a batch or a direct send), whole or in parts, until all its events have their outcome.
 
     Args:
         affinity: the loop that the client belongs to.

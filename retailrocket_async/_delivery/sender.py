@@ -127,7 +127,7 @@ class Sender:
         self._refused_serial = 0
 
     async def attempt(self, flight: Flight) -> Step:
-        """Make one attempt as soon as circuit breaker and limiter allow it; return what has to be done next."""
+        """Make one attempt as soon as circuit breaker and limiter allow a request; return what has to be done next."""
         if (failed := flight.failed) is not None:
             flight.failed = None
             return self._next_try(flight, failed)
@@ -146,7 +146,7 @@ class Sender:
         return Retry() if again else self._after(flight, admission, reply, outcome)
 
     def _after(self, flight: Flight, admission: Admission | None, reply: Reply, outcome: Outcome | None) -> Step:
-        """Return what to do after a reply that no new key helps with.
+        """Return what to do after a reply, unless the request is sent again with a new key.
 
         Args:
             flight: the flight.
@@ -162,7 +162,8 @@ class Sender:
             flight.tries -= 1
             return Retry(refused=True)
         if reply.verdict is Verdict.BLOCKED and not halts and flight.move_to_batch():
-            # Either the API has no endpoint for this event, or its address is wrong. The batch endpoint will show it.
+            # Either the API has no endpoint for this event, or the configured address is wrong. The reply of the batch
+            # endpoint will show which of the two is true.
             flight.tries -= 1
             return Retry()
         if outcome is not None:
@@ -202,9 +203,9 @@ class Sender:
             self._ledger.report_state(change)
 
     def _doomed(self, flight: Flight, reply: Reply) -> Done | SettlePart | None:
-        """Return how to settle the events of `retry.at_most_once` that the API may have recorded; None if none.
+        """Return how to settle the events of `retry.at_most_once` that the API may have recorded.
 
-        These events are not sent again.
+        These events are not sent again. None if the flight has no such events.
         """
         once = self._retry.once_names
         if not (once and reply.maybe_recorded and any(name in once for name in flight.names)):
@@ -268,7 +269,7 @@ class Sender:
         return self._breaker.answered_at < max(flight.failed_at, flight.tried_at)
 
     async def _request(self, flight: Flight) -> tuple[Admission | None, Reply] | Done | SettlePart:
-        """Make one request as soon as breaker and limiter allow it.
+        """Make one request as soon as the circuit breaker and the limiter allow a request.
 
         Returns:
             The admission and the reply; or, if no request was made, what has to be done instead.
@@ -320,7 +321,7 @@ class Sender:
         return None
 
     def _counted(self, flight: Flight, reply: Reply) -> Reply:
-        """Count how a request ended; return the reply as the retry policy sees it."""
+        """Count how a request ended; return the reply, marked as throttled if the user's `is_throttled` says so."""
         if reply.failure in _UNMADE:
             self._uncount(flight, reply)
             return reply
@@ -382,7 +383,7 @@ class Sender:
         if admission is None or flight.renewals >= _RENEWALS:
             return False
         if admission.probe and self._breaker.status == 401:
-            # `_request` fetched the key right before this probe: to fetch it again would not help.
+            # `_request` fetched the key right before this probe, so fetching the key again would not help.
             return False
         self._breaker.hold(admission)
         try:

@@ -163,7 +163,7 @@ class Shutdown:
         return await asyncio.shield(report)
 
     def _kept(self, timeout: float | None) -> float:
-        """Return the seconds reserved at the end for settling leftovers and running hooks."""
+        """Return the seconds reserved at the end for settling leftover events and running hooks."""
         hooks = _HOOK_TIME if self._ledger.hooks.wants_outcomes else 0.0
         whole, left = timeout or 0.0, self._left()
         # A small number of events is settled in one piece, in a negligible time.
@@ -178,8 +178,8 @@ class Shutdown:
         """
         now = self._affinity.now
         leftovers, spent, began = self._leftovers(), 0, now()
-        # Seconds per event of the last pieces. The median is used, because a log record or a garbage collection may
-        # delay a single piece.
+        # The seconds per event that the last pieces took. The median is used, because a log record or a garbage
+        # collection may delay a single piece.
         speeds: deque[float] = deque(maxlen=_PIECES)
         try:
             for cost in leftovers:

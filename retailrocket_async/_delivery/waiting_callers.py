@@ -73,7 +73,7 @@ class WaitingCallers:
             event_name: the event's name as the API spells it.
             envelope: the event's JSON.
             key: the key of the event's visitor; see `EventBuffer.key_of`.
-            alone: whether no batch may hold the event.
+            alone: whether the event must be sent in a request of its own.
 
         Raises:
             ClientClosedError: the client was closed while the caller waited.
@@ -130,7 +130,7 @@ class WaitingCallers:
             elif not self._buffer.fits(len(caller.envelope) + 1):
                 return False
             elif caller in self._queue and self._must_wait_for_visitor(caller.key):
-                # Only this caller's visitor has too many events. The callers behind it can be admitted.
+                # Only this caller's visitor has too many events. The callers after this caller can be admitted.
                 del self._queue[caller]
                 self._by_visitor.setdefault(caller.key, OrderedDict())[caller] = None
                 return True

@@ -1,8 +1,8 @@
 """Guesses what a refused value was meant to be, so that the error message can say how to correct the value.
 
 A hint is the end of a message, e.g. ``"; convert it with int()"``, or ``""`` if there is no good guess. Hints are made
-only after a validator has refused a value, so they may take their time. The value may be any object of the caller, so
-no method of the value's own class is called.
+only after a validator has refused a value, which is rare, so speed does not matter here. The value may be any object of
+the caller, so no method of the value's own class is called.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def int_hint(value: object) -> str:
 
 def _is_whole(value: object, kind: type) -> bool:
     if issubclass(kind, float):
-        # A larger float may have lost digits of the id.
+        # A float above 2**53 may differ from the id that was converted to this float.
         return float.is_integer(cast("float", value)) and abs(float.__float__(cast("float", value))) <= 2**53
     if kind is Decimal:
         number = cast("Decimal", value)
@@ -68,7 +68,7 @@ def uuid_hint(value: object) -> str:
 def phone_hint(value: object) -> str:
     """Return the E.164 form that a refused phone number probably means, e.g. ``"; probably '+79161234567'"``.
 
-    A number without a country code is taken for a Russian number if it has the length and the start of one.
+    A number without a country code is taken for a Russian number if its length and first digits allow this.
     """
     number = _e164(value)
     return f"; probably {number!r}" if number else ""
@@ -120,15 +120,17 @@ def _with_country_code(digits: str, *, international: bool) -> str:  # noqa: PLR
         if len(digits) == 10 and digits[0] in "3489":
             return f"7{digits}"
         if len(digits) == 11 and digits.startswith("80"):
-            # The Belarusian prefix for calls inside the country. No Russian area code begins with a zero.
+            # 80 is the Belarusian prefix for calls inside the country. The number is not a Russian one (prefix 8),
+            # because no Russian area code begins with a zero.
             return f"375{digits[2:]}"
         if len(digits) == 11 and digits[0] == "8":
             return f"7{digits[1:]}"
         if len(digits) > 11 and digits.startswith("810"):
-            # The Russian prefix for international calls, usually written 8~10.
+            # 810 is the Russian prefix for international calls, usually written 8~10.
             return digits[3:]
     elif len(digits) == 11 and digits.startswith(("89", "8800")):
-        # No country code begins with 89, and no number of Bangladesh (880) begins with a zero.
+        # This is a Russian number whose prefix 8 was written as +8: no country code begins with 89, and no number of
+        # Bangladesh (880) begins with a zero.
         return f"7{digits[1:]}"
     if len(digits) == 12 and digits.startswith("78"):
         # Both the country code and the prefix for calls inside Russia were written.

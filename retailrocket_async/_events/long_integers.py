@@ -27,11 +27,11 @@ def has_long_integer(text: bytes) -> bool:
 
 
 class _Long:
-    """Stands for an integer of more than 64 bits."""
+    """Replaces an integer of more than 64 bits in the result of `exact_json`."""
 
 
 def exact_json(text: bytes) -> Any:  # noqa: ANN401 - any JSON
-    """Return the value of a JSON text, with a mark in the place of each integer of more than 64 bits; see `has_long`.
+    """Return the value of a JSON text; a `_Long` object replaces each integer of more than 64 bits, see `has_long`.
 
     The text must be valid JSON that is not nested deeply.
     """
@@ -43,7 +43,7 @@ def _exact(digits: str) -> int | _Long:
 
 
 def has_long(value: object) -> bool:
-    """Whether a value that `exact_json` returned contains the mark of an integer of more than 64 bits."""
+    """Whether the JSON text, of which `exact_json` returned `value`, has an integer of more than 64 bits."""
     left = [value]
     while left:
         each = left.pop()

@@ -30,7 +30,7 @@ def order_lines(
         timestamp: when the order was placed, an aware datetime; default now, in UTC.
 
     Raises:
-        EventValidationError: a line breaks a rule, has an unknown key or lacks a required key; or there is no line.
+        EventValidationError: a line breaks a rule, has an unknown key or lacks a required key; or there are no lines.
     """
     moment_of_order = timestamp if timestamp is not None else utc_now()
     orders: list[Order] = []
@@ -73,7 +73,7 @@ def _each(lines: Iterable[object]) -> Iterator[object]:
 
 
 def _line(given: object, place: str) -> dict[Any, Any]:
-    """Return a copy of a line, because a caller's mapping may raise, be endless, or change between two reads."""
+    """Return `given`, a line, as a dict of its own: the caller's mapping may raise, be endless or change when read."""
     try:
         if isinstance(given, Mapping):
             members = cast("Mapping[object, object]", given)

@@ -1,4 +1,4 @@
-"""A batch: the events of one request, with their bytes and their fates."""
+"""A batch: the events of one request, with their JSON and the objects that get their outcomes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Holds the events of one request: their JSON, their fates and, if the buffer has `max_age`, their times.
+    """Holds the events of one request: their JSON, the objects that store their outcomes, and their times.
 
     Attributes:
         alone: whether the batch is a single event that must be sent to the event's own endpoint.
         envelopes: the JSON of each event, in order.
-        shares: the fates and the places of the events, in the same order.
+        shares: pairs of a `Fate`, which stores outcomes, and the places of events in this fate; in the same order.
         times: when each event was tracked (seconds on the buffer's clock); empty without `Buffer.max_age`.
         size: number of bytes of the request body with these events.
         opened_at: when the batch was opened for its first event (seconds on the buffer's clock). An event that had to
             wait for space may have been tracked earlier.
-        opened_in: the generations of all runs in the batch (see `Run`), each once per run; empty for a part of a batch.
+        opened_in: for each run in the batch, the number of flushes that had begun when the run was opened; empty for a
+            part of a batch. A run is a group of events that leave the buffer together.
         attempts: number of requests with these events before the batch was divided.
-        maybe_recorded: whether the API may have recorded one of these requests.
+        maybe_recorded: whether the API may have recorded the events of one of these requests.
     """
 
     __slots__ = (
@@ -66,7 +67,7 @@ class Batch:
             fate.settle(outcome, places)
 
     def join_end(self, other: Batch) -> None:
-        """Append the events and generations of `other`."""
+        """Append the events and the `opened_in` of `other`."""
         self.envelopes += other.envelopes
         self.shares += other.shares
         self.times += other.times
@@ -79,7 +80,7 @@ class Batch:
         return self._chosen(range(start, stop))
 
     def parted(self, positions: Collection[int]) -> tuple[Batch, Batch]:
-        """Return two batches of the kind that `part` returns: the events at `positions`, and all other events."""
+        """Return two new batches: the events at `positions`, and all other events. `opened_in` is empty in both."""
         chosen = set(positions)
         return self._chosen(sorted(chosen)), self._chosen([each for each in range(len(self)) if each not in chosen])
 

@@ -13,7 +13,7 @@ LEAST: Final = 1024
 """Smallest limit in bytes. A single event is sent even if the event is larger."""
 
 _STEP: Final = 8
-"""Divisor for a step up: each step raises the limit by an eighth of its value."""
+"""Each step up raises the limit by the limit divided by this number."""
 
 _FIRST_WAIT, _LAST_WAIT = 60.0, 3600.0
 """Seconds between two steps up: the first value, and the largest. The value doubles whenever a step was too large."""

@@ -1,24 +1,28 @@
-"""Holds the events that wait for a permit to be sent: events are appended one by one, and taken in batches.
+"""Holds the events that wait to be sent: events are appended one by one, and taken in batches.
 
-The API limits the number of requests, not of events, so a batch is taken *after* its permit is granted. Until then the
-batch grows up to its largest size. If permits are scarce, batches are large; if permits are free, an event is sent
-after the linger.
+The API limits the number of requests, not of events. Each request needs a permit of the rate limiter, and a batch is
+taken from the buffer *after* its permit is granted, so the batch can grow until then. If permits are scarce, batches
+are large; if permits are free, an event is sent after `Batching.linger`.
 
 Two requests with events of one visitor must never be in flight at once (contract, "What a batch promises"). So events
-wait in runs, and a run always leaves the buffer whole (see `Run`). `_last` has the last run with events of each
-visitor:
+wait in runs: groups of events that always leave in the same batch (see `Run`). A *unit* is a run with the first waiting
+events of many visitors. A *trail* is a run with further events of one visitor. A run is settled when its events have
+outcomes. `_last` maps each visitor to the last run with events of this visitor:
 
 - If a visitor has no entry in `_last`, no event of this visitor waits or is in flight. The visitor's next event is
   added to the open unit.
-- Otherwise the next event is added to the visitor's last run. If that run is full or in flight, the event opens a
-  trail behind that run.
-- A unit is ready as soon as it has an event. A trail is ready when the run before it is settled.
-- `take` fills a batch with ready runs. The run that became ready first leaves first. `take` checks no single event.
-- `release` settles the runs of a batch. The trails behind them become ready, and the entries of visitors who have no
-  further events are removed.
+- Otherwise the next event is added to the visitor's last run. If that run is full or in flight, a new trail is opened
+  for the event. The trail follows that run.
+- A run is ready if no other run must be settled first. A unit is ready as soon as the unit has an event. A trail is
+  ready when the run that the trail follows is settled.
+- `take` fills a batch with ready runs, and with trails that follow runs of the same batch. The run that became ready
+  first leaves first. `take` handles whole runs and looks at no single event.
+- `release` settles the runs of a batch. The trails that follow these runs become ready, and the entries of visitors who
+  have no further events are removed.
 
-With `Batching.realtime` the pump switches between batches and single events (`singles`). For single events the buffer
-opens runs of one event, and `take` returns one run. A run of one event can still leave in a batch after a switch.
+With `Batching.realtime` the pump (the task that takes batches) switches between batches and single events (`singles`).
+For single events the buffer opens runs of one event, and `take` returns one run. A run of one event can still leave in
+a batch after a switch.
 
 No code here awaits, and the clock is an argument.
 """
@@ -50,28 +54,30 @@ if TYPE_CHECKING:
     from retailrocket_async._queue.options import Batching, Buffer
 
 _SHORT_BATCH_SPAN: Final = 0.25
-"""Seconds after its opening in which a run takes new events, if `short_batches` is set."""
+"""Largest time span in seconds if `short_batches` is set: no event is added to a run that was opened longer ago, and
+runs whose opening times differ by more do not share a batch."""
 
 _LOOKED_AT: Final = 32
-"""Number of ready runs that may not fit in a batch before `take` stops looking for a run that fits."""
+"""`take` stops filling a batch when this number of ready runs (groups of events that may leave) did not fit in it."""
 
 _RUN_EVENTS: Final = 50
-"""Largest number of events in a run. Longer runs cost less per event; shorter runs fill a batch of 500 better."""
+"""Largest number of events in a run (a group of events that leave together). Longer runs cost less per event; shorter
+runs fill a batch of 500 better."""
 
 _RUNS_IN_A_BATCH: Final = 10
-"""Least number of full runs that fit in one batch, by events and by bytes."""
+"""A run (a group of events) is so small that at least this number of full runs fit in one batch, also by bytes."""
 
 _SINGLE_RUNS: Final = 100
-"""Number of ready runs from which on new runs hold several events even if `singles` is set. While no permit is granted,
-for example in an outage, so many runs of one event would need too much memory."""
+"""If this many runs (groups of events) are ready to leave, new runs may get several events even if `singles` is set.
+While no permit is granted, for example in an outage, a run for each waiting event would need too much memory."""
 
 _CHAIN: Final = 15
-"""Number of waiting events of one visitor from which on they leave in a batch even if `singles` is set. One batch takes
-1.5 s, which is as long as 15 single events, one after the other, take."""
+"""If this many events of one visitor wait, these events leave in a batch even if `singles` is set. A batch takes 1.5 s,
+as long as 15 single events that are sent one after the other."""
 
 
 class EventBuffer:
-    """Holds the waiting events in runs, and returns them in batches; the module's docstring explains how.
+    """Holds the waiting events in groups (runs), and returns them in batches; the module's docstring explains how.
 
     Args:
         batching: largest size of a batch.
@@ -81,10 +87,11 @@ class EventBuffer:
     Attributes:
         cap: the current limit of a request body; see `BodyLimit`.
         generation: number of flushes that have begun.
-        singles: whether each event is sent alone and without linger; set only if `Batching.realtime` is set.
+        singles: whether each event is sent alone and without the linger; set only if `Batching.realtime` is set.
         events: number of waiting events.
         bytes: number of bytes of the JSON of the waiting events.
-        sooner: whether the last call of `append` may have made a batch due sooner than `due_in` returned before.
+        sooner: whether, because of the event appended last, a batch may be due sooner than the last call of `due_in`
+            returned.
     """
 
     def __init__(self, batching: Batching, buffer: Buffer, clock: Callable[[], float]) -> None:
@@ -104,10 +111,10 @@ class EventBuffer:
         self.cap = BodyLimit(batching.max_bytes)
         self._run_bytes = 1 + max(1, batching.max_bytes // _RUNS_IN_A_BATCH)
         self._last: dict[int | None, Run] = {}
-        # The open unit: the first event of each new visitor is added to this run.
+        # The open unit: the run (group of events) to which the first waiting event of a visitor is added.
         self._unit: Run | None = None
-        # All waiting runs, oldest first, with the time of their first event. Unlike a dict, an OrderedDict finds and
-        # removes its first entry in constant time.
+        # All waiting runs (groups of events), oldest first, each with the time of its first event. Unlike a dict, an
+        # OrderedDict finds and removes its first entry in constant time.
         self._order: OrderedDict[Run, float] = OrderedDict()
         # A heap of the runs by the time of their first event, for `max_age`. The heap may still contain runs that have
         # left the buffer.
@@ -115,10 +122,10 @@ class EventBuffer:
         # The serial number of the first event of the next run.
         self._serials = itertools.count(0, _RUN_EVENTS)
         self._ready: OrderedDict[Run, None] = OrderedDict()
-        # Events and bytes of the runs that could be taken now: ready runs, and the trails behind them.
+        # Events and bytes of the runs that could be taken now: ready runs, and the trails that follow ready runs.
         self._ready_events = 0
         self._ready_bytes = 0
-        # Number of ready runs that a flush or a direct send waits for.
+        # Number of ready runs that are due without linger, because a flush or a call of `send` waits for their events.
         self._urgent = 0
         self._bytes_in_flight = 0
         self._short = False
@@ -130,12 +137,12 @@ class EventBuffer:
 
     @staticmethod
     def key_of(session: str) -> int | None:
-        """Return the key of a visitor; None if an event has no visitor, because such events need no order."""
+        """Return the key of a visitor; None for the empty id of events without a visitor, which need no order."""
         return hash(session) if session else None
 
     @property
     def batches(self) -> int:
-        """Number of waiting runs. A flush waits until each of these runs is settled."""
+        """Number of waiting runs. A flush waits until the events of each of these runs have outcomes."""
         return len(self._order)
 
     @property
@@ -148,11 +155,11 @@ class EventBuffer:
         self._short = value
 
     def fits(self, size: int) -> bool:
-        """Whether one more envelope of `size` bytes is within the bounds of the whole buffer."""
+        """Whether the buffer has space for one more envelope of `size` bytes; `admits` checks the visitor's bound."""
         return self.holds(1, size)
 
     def holds(self, count: int, size: int) -> bool:
-        """Whether `count` more events, of `size` bytes together, are within the bounds of the whole buffer.
+        """Whether the buffer has space for `count` more events of `size` bytes together.
 
         The bytes of events in flight count, too, so that one bound limits the memory.
         """
@@ -162,15 +169,15 @@ class EventBuffer:
         )
 
     def admits(self, key: int | None) -> bool:
-        """Whether one more event of this visitor is within the bound of a single visitor."""
+        """Whether one more event of this visitor may wait; see `Buffer.max_visitor_events`."""
         run = self._last.get(key)
         return run is None or run.backlog is None or run.backlog.events < self._bounds.max_visitor_events
 
     def offer(self, envelope: builtins.bytes, name: str, key: int | None, *, alone: bool = False) -> Receipt | None:
-        """Append one event if the event is within all bounds.
+        """Append one event if neither the bounds of the buffer nor the bound of the visitor forbid this.
 
         Returns:
-            None if a bound does not allow the event; otherwise the result of `append`.
+            The receipt of the event; None if a bound forbids the event, which is then not appended.
         """
         length = len(envelope) + 1
         events, size = self.events + 1, self.bytes + length
@@ -191,7 +198,7 @@ class EventBuffer:
             or self._short
         ):
             return self.append(envelope, name, key, alone=alone)
-        # From here on this code repeats the code of `append` for the simplest and most frequent case.
+        # The code below repeats the code of `append` for the simplest and most frequent case; a call would cost time.
         names = run.fate.names
         place = len(names)
         receipt = Receipt(run.fate, place)
@@ -225,7 +232,7 @@ class EventBuffer:
         alone: bool = False,
         tag: object = None,
     ) -> Receipt:
-        """Append one event, which must not be older than the last event appended; set `sooner`.
+        """Append one event, set `sooner`, and return the receipt. Events must be appended in the order of their times.
 
         Args:
             envelope: the event's JSON.
@@ -282,7 +289,7 @@ class EventBuffer:
         return receipt
 
     def _is_closed(self, run: Run, size: int, came_at: float | None) -> bool:
-        """Whether an event of `size` bytes must not be added to `run`."""
+        """Whether an event of `size` bytes must not be added to `run`, a group of events that leave together."""
         return (
             run.full
             # An event that had to wait for space may be older than events of other visitors. The times of a run are
@@ -309,9 +316,9 @@ class EventBuffer:
         run = self._new_run(follows, backlog, alone=alone, single=self.singles and backlog.events < _CHAIN)
         run.keys.append(key)
         run.leaves = follows.leaves
-        # The method that is called first either raises RecursionError and changes nothing, or shows that there is stack
-        # enough for the rest. `ensure_stack` would cost as much as all of this, and most events of a busy shop wait in
-        # trails.
+        # If too few stack frames are left, `_store` raises RecursionError before anything has changed. `ensure_stack`
+        # would check this, too, but would cost as much time as this whole method, which runs often: most events of a
+        # busy shop wait in trails (runs with further events of a visitor).
         self._store(run, came_at)
         follows.full = True
         if follows.followers:
@@ -335,14 +342,14 @@ class EventBuffer:
         return run
 
     def _store(self, run: Run, came_at: float | None) -> None:
-        """Count a new run as waiting."""
+        """Add a new run (a group of events) to the waiting runs."""
         first_at = run.opened_at if came_at is None else came_at
         self._order[run] = first_at
         if self._timed:
             heapq.heappush(self._ages, (first_at, run.serial, run))
 
     def due_in(self) -> float | None:
-        """Return the seconds until a batch should be taken (0 means now), or None if no run is ready."""
+        """Return the seconds until a batch should be taken (0 means now); None if no event may be sent yet."""
         for oldest in self._ready:
             if self._urgent or self._ready_events >= self._max_events or self._ready_bytes >= self.cap.bytes:
                 return 0.0
@@ -354,15 +361,15 @@ class EventBuffer:
         return 0.0 if self.singles else self._linger
 
     def overdue(self) -> float:
-        """Return for how many seconds the first ready run has waited since its linger was over; 0 if none has."""
+        """Return for how many seconds the first ready run (group of events) has waited since its linger ended, or 0."""
         for oldest in self._ready:
             return max(0.0, self._clock() - oldest.ready_at - self._present_linger)
         return 0.0
 
     def ready_visitors(self, most: int) -> int:
-        """Return the number of visitors whose events are ready, or a number above `most` if there are more than `most`.
+        """Return the number of visitors whose events may be sent now; above `most`, the number is not exact.
 
-        In a run without visitors, each event counts.
+        Each event without a visitor counts as one visitor.
         """
         count = 0
         for run in self._ready:
@@ -372,9 +379,9 @@ class EventBuffer:
         return count
 
     def take(self) -> TakenBatch | None:
-        """Remove and return the next batch; None if no run is ready.
+        """Remove and return the next batch; None if no event may be sent now.
 
-        Further events of the batch's visitors wait until `release` is called.
+        Further events of the batch's visitors wait until `release` is called with this batch.
         """
         first = next(iter(self._ready), None)
         if first is None:
@@ -396,7 +403,7 @@ class EventBuffer:
         return batch
 
     def _fill(self, batch: TakenBatch, first: Run) -> None:
-        """Add to a batch with the run `first` the trails behind it, and further ready runs."""
+        """Add to a batch with the run `first` later events of the same visitors (trails), and other ready runs."""
         self._add_trails(batch, first)
         misses = 0
         for run in self._ready:
@@ -411,7 +418,7 @@ class EventBuffer:
                 misses += 1
 
     def _add_trails(self, batch: TakenBatch, run: Run) -> None:
-        """Add the trails behind `run`, a run of the batch, that fit in the batch; skip no trail of a visitor."""
+        """Add to a batch with the run `run` later events of the same visitors (trails), in order, if the events fit."""
         for key, first in run.followers.items():
             trail: Run | None = first
             while trail is not None and not isinstance(trail, Hold) and self._fits_in(trail, batch):
@@ -421,7 +428,7 @@ class EventBuffer:
                 return
 
     def _fits_in(self, run: Run, batch: TakenBatch) -> bool:
-        """Whether a run may be added to a batch."""
+        """Whether a run (a group of events that leave together) may be added to a batch."""
         # While sending is halted, all events of a batch are rejected together when they have become too old, so a batch
         # must not contain both old and new events.
         apart = self._short and abs(run.opened_at - batch.opened_at) > _SHORT_BATCH_SPAN
@@ -448,15 +455,15 @@ class EventBuffer:
         self._forget(run)
 
     def hold(self, keys: Iterable[int | None], granted: Callable[[], None]) -> Hold:
-        """Keep the order of visitors for a request that is sent without the buffer.
+        """Keep the order of visitors' events for a request that bypasses the buffer.
 
-        The request may be sent when `Hold.departed` is true: then all earlier events of these visitors have their
+        The request may be sent when `Hold.departed` is true: all earlier events of these visitors then have their
         outcomes. Later events of these visitors wait until `end_hold` is called.
 
         Args:
             keys: the keys of the visitors in the request.
-            granted: called once, when the request may be sent; not called if it may be sent when `hold` returns. This
-                function must call no code of users, because the buffer may be in the middle of a change.
+            granted: called once, when the request may be sent; not called if the request may be sent as soon as `hold`
+                returns. This function must call no code of users, because the buffer may be in the middle of a change.
         """
         ensure_stack()
         hold = Hold(self._clock(), self.generation, granted)
@@ -477,13 +484,13 @@ class EventBuffer:
         return hold
 
     def end_hold(self, hold: Hold) -> bool:
-        """End a hold, whether it was granted or not; return whether a run became ready because of this."""
+        """End a hold, because its request has ended or was cancelled; return whether waiting events may leave now."""
         if hold.departed:
             return self._settle(hold)
         return self._unlink(hold)
 
     def _hurry(self, run: Run | None) -> None:
-        """Make a run, and the waiting runs before it, due as soon as they are ready."""
+        """Let the events of `run`, and of the waiting runs before `run`, leave without linger once they may be sent."""
         while run is not None and not run.departed and not run.hurried:
             if run.ready and not self._is_urgent(run):
                 self._urgent += 1
@@ -494,12 +501,15 @@ class EventBuffer:
         return run.hurried or run.generation != self.generation
 
     def release(self, batch: TakenBatch, held: Collection[int | None] = ()) -> bool:
-        """Settle the runs of a batch whose events have outcomes; return whether another run became ready.
+        """Let the next events of visitors leave, because these visitors' events in a batch have outcomes.
 
         Args:
             batch: a batch that `take` returned.
-            held: keys of visitors who still have events without an outcome in the batch. The further events of these
-                visitors go on waiting, and `release` must be called again.
+            held: keys of visitors who still have events without an outcome in the batch. Further events of these
+                visitors still wait, and `release` must be called again for this batch.
+
+        Returns:
+            Whether other waiting events may be sent now because of this.
         """
         became_ready = False
         for run in batch.runs:
@@ -525,7 +535,7 @@ class EventBuffer:
         return became_ready
 
     def _free(self, run: Run, key: int) -> bool:
-        """Let the events of a visitor that follow `run` go on; return whether a run became ready because of this."""
+        """Let the events that a visitor has after `run` be sent next; return whether waiting events may leave now."""
         if self._last.get(key) is run:
             del self._last[key]
         follower = run.followers.pop(key, None)
@@ -542,7 +552,7 @@ class EventBuffer:
         return False
 
     def begin_flush(self) -> int:
-        """Make all waiting events due as soon as they are ready; return the generation of the newest run."""
+        """Let all waiting events leave without linger; return the highest `Run.generation` that the flush waits for."""
         self.generation += 1
         self._urgent = len(self._ready)
         return self.generation - 1
@@ -550,7 +560,7 @@ class EventBuffer:
     def drain(self, most: int) -> Iterator[TakenBatch]:
         """Remove and yield all waiting events, oldest first, in batches of about `most` events.
 
-        Events count as waiting until they are yielded.
+        Each event counts as waiting until its batch is yielded.
         """
         waiting = list(self._order)
         # Events that are appended while this method yields are not drained: no run takes events of a new generation.
@@ -572,7 +582,7 @@ class EventBuffer:
             yield batch
 
     def longest_backlog(self) -> int:
-        """Return the largest number of events that wait for earlier events of the same visitor; 0 if none waits so."""
+        """Return how many events of one visitor wait for earlier events of this visitor: the largest number, or 0."""
         return max((run.backlog.events for run in self._order if run.backlog is not None), default=0)
 
     def oldest_age(self) -> float:
@@ -601,7 +611,7 @@ class EventBuffer:
             yield self._evict(*found)
 
     def make_room_of(self, key: int | None, event_name: str) -> Iterator[Batch]:
-        """Evict and yield events of one visitor until this visitor's next event, `event_name`, is within the bound."""
+        """Evict and yield events of one visitor until another event, `event_name`, of this visitor may wait."""
         last = self._last.get(key)
         if last is None or last.backlog is None or last.backlog.ranks is None:
             return
@@ -615,15 +625,15 @@ class EventBuffer:
     def expire(self, moment: float, most: int = sys.maxsize) -> Iterator[Batch]:
         """Remove and yield events that were tracked at `moment` or before, in batches of at most `most` events.
 
-        Without `max_age` the time of each event is not known, so each event of a run is treated as if it were as old
-        as the oldest event of the run.
+        Without `max_age` the times of single events are not stored, so all events of a run count as old as the oldest
+        event of the run.
         """
         while (run := self._oldest_by(moment)) is not None:
             count = bisect.bisect_right(run.times, moment) if self._timed else len(run)
             yield self._remove(run, run.cut(0, min(count, most)))
 
     def _oldest_by(self, moment: float) -> Run | None:
-        """Return the run with the oldest waiting event if that event came at `moment` or before, otherwise None."""
+        """Return the run (group of events) with the oldest waiting event; None if this event is later than `moment`."""
         if not self._timed:
             run, came_at = next(iter(self._order.items()), (None, math.inf))
             return run if came_at <= moment else None
@@ -660,7 +670,7 @@ class EventBuffer:
         return removed
 
     def _withdraw(self, run: Run) -> None:
-        """Remove a waiting run, and connect the runs before and behind it."""
+        """Remove a waiting run (group of events); the runs that followed it then follow the run before it."""
         run.full = True
         if run is self._unit:
             self._unit = None
@@ -678,7 +688,7 @@ class EventBuffer:
             self._unlink(run)
 
     def _unlink(self, run: Run) -> bool:
-        """Remove a trail or hold that waits from its visitors' order; return whether a run became ready."""
+        """Remove a waiting run or hold from its visitors' order; return whether waiting events may leave now."""
         keys, run.keys = run.keys, []
         became_ready = False
         for key in keys:
@@ -701,7 +711,7 @@ class EventBuffer:
         return became_ready
 
     def _forget(self, run: Run) -> None:
-        """Subtract a run that has left the buffer from the counters."""
+        """Remove a run that has left the buffer from the tables of waiting runs, and its events from the counters."""
         del self._order[run]
         if self._ranks is not None:
             self._forget_ranks(run, run.share, run.envelopes)
@@ -716,7 +726,7 @@ class EventBuffer:
         self.bytes -= run.size - 1
 
     def _forget_ranks(self, run: Run, share: Share, envelopes: Sequence[builtins.bytes]) -> None:
-        """Remove events that have left a run from the tables of events that may be evicted."""
+        """Remove events that have left `run` from the tables of events that may be evicted."""
         for ranks in (self._ranks, None if run.backlog is None else run.backlog.ranks):
             if ranks is not None:
                 for place, envelope in zip(places_of(share), envelopes, strict=True):
@@ -730,11 +740,11 @@ class EventBuffer:
         self._urgent += self._is_urgent(run)
 
     def _count_chain(self, first: Run, *, leaves: bool) -> None:
-        """Add a run, and all trails behind it, to the counters of what could be taken now; or subtract them.
+        """Add the events of a run, and of all runs that follow this run, to the counters of events that may leave now.
 
         Args:
             first: the run.
-            leaves: True to add, False to subtract.
+            leaves: True to add the events; False to subtract them instead.
         """
         events = size = 0
         chain = [first]
@@ -757,12 +767,12 @@ class EventBuffer:
 
 
 def _waiting_behind(run: Run) -> int:
-    """Return the number of waiting events behind `run`; if it has several visitors, of the visitor with the most."""
+    """Return the number of events that wait for events of `run`: of the visitor who has the most such events."""
     return max((each.backlog.events for each in run.followers.values() if each.backlog is not None), default=0)
 
 
 def _run_length(max_events: int) -> int:
-    """Return the largest number of events in a run; if possible, whole runs fill a batch of `max_events` exactly."""
+    """Return the largest number of events in a run (group); if possible, whole runs fill a batch exactly."""
     most = min(_RUN_EVENTS, max(1, max_events // _RUNS_IN_A_BATCH))
     dividing = next(length for length in range(most, 0, -1) if max_events % length == 0)
     return dividing if dividing * 2 > most else most

@@ -91,10 +91,10 @@ RunT = TypeVar("RunT")
 
 
 class Ranks(Generic[RunT]):
-    """Keeps the waiting events by rank, and finds the event to evict first: the oldest event of the lowest rank.
+    """Holds the waiting events by rank, and finds the event to evict first: the oldest event of the lowest rank.
 
     Args:
-        ranking: rank of events by wire name; empty if all events have the same rank.
+        ranking: rank (value) of events by wire name; empty if all events have the same rank.
     """
 
     def __init__(self, ranking: Mapping[str, int]) -> None:

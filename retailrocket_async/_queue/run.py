@@ -1,8 +1,8 @@
-"""A run: waiting events that always leave the buffer together.
+"""A run: a group of waiting events that always leave the buffer in the same request.
 
-There are two kinds of runs. A *unit* holds the first waiting events of many visitors. A *trail* holds further events of
-one visitor. A trail follows the run that holds the earlier events of its visitor, and becomes ready when that run is
-settled. A `Hold` stands in the place of a run for a request that is sent without the buffer.
+There are two kinds of runs. A *unit* has the first waiting events of many visitors. A *trail* has further events of one
+visitor. A trail follows the run with the previous events of its visitor, and becomes ready (may leave) when the events
+of that run have outcomes. For a request that bypasses the buffer, a `Hold` takes the place of a run in this order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Backlog:
-    """Counts the events of one visitor that wait in trails.
+    """Counts the events of one visitor that wait for earlier events of this visitor.
 
     Attributes:
         events: number of these events.
@@ -36,13 +36,15 @@ class Backlog:
 
 _NO_TIMES: Final[list[float]] = []
 _NO_FOLLOWERS: Final[dict[int, Run]] = {}
-"""Stand in all runs without times or followers, because hundreds of thousands of events may wait. Always empty."""
+"""An empty list and an empty dict that many runs share, to save memory: hundreds of thousands of events may wait. No
+item is ever added to them."""
 
 
 class Run:
     """Waiting events that leave the buffer in one request. A run is never divided while it waits.
 
-    An event that is evicted or expires leaves the run alone. The places of the other events stay the same.
+    If an event is evicted or expires, only this event leaves the run. The place of an event is its index in `fate`, and
+    does not change when other events leave.
 
     Args:
         opened_at: when the run was opened (seconds on the buffer's clock).
@@ -54,30 +56,30 @@ class Run:
         timed: whether the run stores the times of its events.
 
     Attributes:
-        fate: gets the outcomes of the events, also of events that have left the run. Its `names` has the names of all
-            events that were ever added to the run.
+        fate: stores the outcomes of the events, also of events that have left the run. `fate.names` has the names of
+            all events that were ever added to the run.
         places: the places of the events in `fate`; None if the run still has all its events.
         envelopes: the JSON of each event, in order.
         times: when each event was tracked (seconds on the buffer's clock); empty without `Buffer.max_age`.
         size: number of bytes of a request body with these events.
         opened_at: when the run was opened for its first event (seconds on the buffer's clock).
-        alone: whether the run is a single event that no batch may hold together with others.
-        serial: the serial number of the run's first event, in the order in which the runs were opened. The serial
-            number of another event is greater by its place.
+        alone: whether the run is a single event that must be sent in a request of its own.
+        serial: the serial number of the run's first event; runs that were opened later have higher numbers. The serial
+            number of any other event is `serial` plus the place of that event.
         generation: number of flushes that had begun when the run was opened. No event is added after the next flush has
             begun, so a flush waits for earlier events only.
         keys: the key of each visitor who has events in the run, each key once. While the run is in flight, the keys of
             settled visitors are removed.
-        follows: the run that must be settled before this run is ready; None if there is no such run.
-        followers: for each visitor who has further events, the run with the next of these events.
+        follows: the run whose events must have outcomes before this run may leave; None if there is no such run.
+        followers: for each visitor (by key) who has further events, the run with the next of these events.
         backlog: counts the waiting events of a trail's visitor; None if the run is a unit.
-        ready: whether the run waits, and no other run must be settled first.
+        ready: whether the run waits, and no other run has to leave first.
         leaves: whether the run is ready, or can leave in the same batch as the ready run that it follows.
         ready_at: when the run became ready (seconds on the buffer's clock).
         departed: whether the run has left the buffer.
         full: whether no further event may be added to the run.
         most: number of events with which the run is full.
-        hurried: whether the run is due as soon as it is ready, because a direct send waits for it.
+        hurried: whether the run leaves without linger as soon as it is ready, because a call of `send` waits for it.
     """
 
     __slots__ = (
@@ -134,7 +136,7 @@ class Run:
 
     @property
     def share(self) -> Share:
-        """The fate and the places of the events."""
+        """The object that stores the outcomes of the events, and the places of the events in this object."""
         return self.fate, self.places
 
     def put_behind(self, key: int, follower: Run) -> None:
@@ -144,7 +146,7 @@ class Run:
         self.followers[key] = follower
 
     def cut(self, start: int, stop: int) -> Batch:
-        """Remove the events from `start` to before `stop`, and return them as a batch."""
+        """Remove the events from position `start` to before position `stop`, and return these events as a batch."""
         places = list(places_of(self.share))
         cut = Batch(self.opened_at)
         cut.envelopes, cut.times = self.envelopes[start:stop], self.times[start:stop]
@@ -152,29 +154,29 @@ class Run:
         cut.size = 1 + sum(map(len, cut.envelopes)) + len(cut.envelopes)
         del self.envelopes[start:stop], self.times[start:stop], places[start:stop]
         self.places = places
-        # A run with explicit places gets no further events, so that adding an event stays simple.
+        # No event is added to this run any more, because the code that adds events does not extend `places`.
         self.full = True
         self.size -= cut.size - 1
         return cut
 
     def backlog_of(self, key: int) -> Backlog | None:  # noqa: ARG002 - for `Hold`
-        """Return the object that counts the visitor's events that wait in trails; None if it is not known here."""
+        """Return the counter of the visitor's events that wait for earlier events; None if this run has no counter."""
         return self.backlog
 
 
 class Hold(Run):
-    """Keeps the order of visitors for a request that is sent without the buffer. A hold contains no events.
+    """Keeps the order of visitors' events for a request that bypasses the buffer. A hold contains no events.
 
     `departed` is true as soon as the request may be sent.
 
     Args:
         opened_at: when the hold was made (seconds on the buffer's clock).
-        generation: number of flushes that had begun then.
+        generation: number of flushes that had begun when the hold was made.
         granted: see the attribute.
 
     Attributes:
-        before: for each visitor of the hold who has earlier events without an outcome, the run with the last of them.
-        backlogs: counts the waiting events of these visitors, by visitor.
+        before: for each visitor who has earlier events without an outcome, the run with the last of these events.
+        backlogs: the counters of the waiting events of these visitors, by visitor.
         granted: called once, when `before` becomes empty.
     """
 
@@ -188,5 +190,5 @@ class Hold(Run):
         self.granted = granted
 
     def backlog_of(self, key: int) -> Backlog | None:
-        """Return the object that counts the visitor's events that wait in trails; None if there is none."""
+        """Return the counter of the visitor's events that wait for earlier events; None if no such events wait."""
         return self.backlogs.get(key)

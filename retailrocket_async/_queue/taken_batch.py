@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class TakenBatch(Batch):
-    """The events of one or more runs. `EventBuffer.release` needs the runs when the events have their outcome.
+    """A batch of the events of one or more runs. The runs are stored because `EventBuffer.release` needs them later.
 
     Args:
         first: the first run.
@@ -29,7 +29,7 @@ class TakenBatch(Batch):
         self.add(first)
 
     def add(self, run: Run) -> None:
-        """Append the events of a run, which must not get any further events."""
+        """Append the events of `run`. No event may be added to `run` afterwards."""
         self.envelopes += run.envelopes
         self.shares.append(run.share)
         self.times += run.times

@@ -1,7 +1,7 @@
-"""Lets one task wait until other code of its event loop wakes it, or until a moment has come.
+"""Lets a task wait until other code of the event loop wakes the task, or until a moment has come.
 
-A `Wakeup` belongs to one task. It remembers no calls: `set` and `set_at` affect the task that waits now, and do nothing
-if no task waits. So the task checks what it waits for before each wait, without an `await` in between::
+A `Wakeup` does not remember calls: `set` and `set_at` affect only a task that waits at the time of the call. So a task
+must check its condition right before each wait, without an `await` between the check and the wait::
 
     while (opens_at := self._opens_at()) > loop.time():
         await self._wakeup.wait(opens_at)
@@ -18,13 +18,14 @@ from retailrocket_async._runtime.foreign_code import ensure_stack
 from retailrocket_async._runtime.futures import set_done
 
 _FRAMES: Final = 10
-"""How many stack frames asyncio needs at most to make a waiting task run. asyncio needs more in its debug mode."""
+"""How many stack frames asyncio needs at most to schedule a waiting task. asyncio needs most in its debug mode."""
 
 
 class Wakeup:
     """Wakes the one task that waits in `wait`; later waits of any task and any event loop may use the same object.
 
-    Timers run in an empty context, and refer to nothing but the wait. After a wait nothing stays in memory.
+    A timer runs in an empty context and refers only to the future of its wait, so a timer keeps no data of the caller
+    in memory. After the wait, neither the timer nor the future stays in memory.
     """
 
     __slots__ = ("_timer", "_waiter")
@@ -39,7 +40,7 @@ class Wakeup:
         The caller is woken in the next turn of the loop if `until` has passed already.
 
         Args:
-            until: moment of the loop's clock; None or infinity for no such moment. `set_at` changes it.
+            until: moment of the loop's clock; None or infinity for no such moment. `set_at` changes this moment.
 
         Raises:
             RuntimeError: another task waits already.
@@ -59,7 +60,7 @@ class Wakeup:
                 self._waiter = None
 
     def set(self) -> None:
-        """Wake the task that waits. Do nothing if no task waits, if it is already woken, or if its loop is closed.
+        """Wake the waiting task. Do nothing if no task waits, or if the loop of the waiting task is closed.
 
         Raises:
             RecursionError: too few stack frames are left. Nothing has changed, so a later call still wakes the task.
@@ -71,9 +72,9 @@ class Wakeup:
             waiter.set_result(None)
 
     def set_at(self, moment: float | None) -> None:
-        """Wake the task that waits at another moment than before; do nothing if no task waits.
+        """Change the moment at which the waiting task is woken; do nothing if no task waits.
 
-        A moment that has passed wakes the task in the next turn of the loop.
+        If `moment` has passed already, the task is woken in the next turn of the loop.
 
         Args:
             moment: moment of the loop's clock; None or infinity to wait for `set` alone.

@@ -47,9 +47,9 @@ Span: TypeAlias = "tuple[float, float] | None"
 Origin: TypeAlias = "tuple[int, float]"
 """The number of a request, and when the request arrived, in seconds since 1970."""
 
-# The latest timestamp of a visitor and the request with it, then the end of the last answered request and that request.
-# This is a plain tuple, because the garbage collector does not check a tuple that contains only numbers and such
-# tuples.
+# What is remembered of a visitor: the latest timestamp, the request with this timestamp, the time at which the last
+# answered request ended, and that request. This is a plain tuple, because the garbage collector does not check tuples
+# that contain only numbers and tuples of numbers.
 _Seen: TypeAlias = "tuple[float, Origin, float, Origin]"
 
 _NEVER: Final = float("-inf")
@@ -62,11 +62,12 @@ class OpenRequest:
 
     Attributes:
         origin: the number of the request, and when the request arrived, in seconds since 1970.
-        arrived: when the head of the request was read, on the window's clock.
-        spans: the span of each visitor's timestamps.
+        arrived: when the head of the request was read, on the monotonic clock of the emulator's rate limit window.
+        spans: the earliest and the latest timestamp of each visitor's events, by visitor.
         is_gone: returns whether the connection was closed or lost.
         recorded: whether the events were recorded.
-        ended: when the emulator answered or broke the connection, on the window's clock; None if neither has happened.
+        ended: when the emulator answered the request or broke the connection, on the same clock as `arrived`; None
+            before that.
         violations: the violations of this request.
     """
 
@@ -90,13 +91,14 @@ class OpenRequest:
 
 
 class VisitorOrder:
-    """Knows the requests under way and the latest times of visitors; counts violations, and lists the last 1,000.
+    """Finds violations of the order of visitors' events, counts the violations, and lists the last 1,000 of them.
 
-    A caller opens a request when its body was read, checks it when its events are about to be recorded, and closes it
-    when it has ended. A request that was opened before `clear` is neither checked nor remembered.
+    The caller calls `open` when the body of a request was read, `check` when its events are about to be recorded, and
+    `close` when the request has ended. A request that was opened before `clear` is neither checked nor remembered.
 
     Args:
-        keep: of how many visitors the times are remembered; the visitors that were absent longest are forgotten first.
+        keep: number of visitors whose timestamps are remembered; the visitors who were absent longest are forgotten
+            first.
     """
 
     def __init__(self, keep: int) -> None:
@@ -109,11 +111,11 @@ class VisitorOrder:
 
     @property
     def total(self) -> int:
-        """How many violations were found, including those that are no longer listed."""
+        """Number of violations found since the last `clear`, including violations that are no longer listed."""
         return self._counts.total()
 
     def open(self, request: OpenRequest) -> None:
-        """Enter a request whose body was read, and find the visitors with another request under way."""
+        """Add a request whose body was read, and find the visitors who have another request under way."""
         self._requests.add(request)
         for visitor in request.spans:
             others = self._by_visitor.setdefault(visitor, [])
@@ -122,9 +124,10 @@ class VisitorOrder:
             others.append(request)
 
     def check(self, request: OpenRequest) -> None:
-        """Compare the timestamps of a request that is about to be recorded with those of earlier requests."""
+        """Compare the timestamps of a request that is about to be recorded with the timestamps of earlier requests."""
         if request not in self._requests or request.is_gone():
-            # A client that has gone may have sent the events again on another connection, and later ones after them.
+            # A client that closed this connection may already have sent the same events, and later ones, on another
+            # connection, so an old timestamp is no violation.
             return
         for visitor, span in request.spans.items():
             if span is None:
@@ -134,11 +137,11 @@ class VisitorOrder:
                 self._add("backward", visitor, request, origin, span[0], newest)
 
     def close(self, request: OpenRequest, now: float | None, *, succeeded: bool) -> None:
-        """Remove a request that has ended, and remember its times.
+        """Remove a request that has ended, and remember its timestamps and its end.
 
         Args:
             request: the request.
-            now: the current time on the window's clock; None if the request got no answer.
+            now: the current time, on the clock of `OpenRequest.arrived`; None if the request got no answer.
             succeeded: whether the request was answered with success.
         """
         if request not in self._requests:
@@ -215,7 +218,7 @@ class VisitorOrder:
 
 
 def spans_of(events: Events) -> dict[str, Span]:
-    """Return the span of timestamps of each visitor in *events*. Invalid visitors and timestamps are ignored."""
+    """Return the earliest and latest timestamp of each visitor in *events*; ignore invalid visitors and timestamps."""
     spans: dict[str, Span] = {}
     for _, fields in events:
         visitor = fields.get("sessionExternalId")

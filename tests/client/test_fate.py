@@ -1,4 +1,4 @@
-"""`Fate`: the events of a group get their outcomes together or one by one, and each receipt returns its own outcome."""
+"""`Fate`: events of a group get outcomes together or one by one, and each receipt returns its event's outcome."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ DROPPED = Dropped(reason="overflow")
 
 EVENTS = 8
 SETTLEMENTS = st.lists(st.none() | st.lists(st.integers(0, EVENTS - 1), max_size=EVENTS), max_size=8)
-"""The places of the events that are settled together; None for all events."""
+"""Calls of `Fate.settle`: for each call the places of the events to settle, or None for all events."""
 
 
 class Mark:
-    """A mark that can be referred to weakly."""
+    """A value that an observer could return for an event; weak references to it are possible."""
 
 
 @given(SETTLEMENTS)
@@ -50,7 +50,7 @@ def test_outcomes_are_those_of_single_events(settlements: list[list[int] | None]
 def test_only_tasks_with_an_outcome_are_woken(
     settlements: list[list[int] | None], awaited: list[int], cancelled: set[int]
 ) -> None:
-    """If events are settled in any groups, the tasks that await them end, in order, and no other task ends."""
+    """If events are settled in any groups, the tasks that await these events end, in order, and no other tasks end."""
 
     async def test() -> None:
         receipts = receipts_with_one_fate(EVENTS)
@@ -83,7 +83,7 @@ def test_only_tasks_with_an_outcome_are_woken(
 
 
 def test_shares_have_names_marks_and_tags_in_order() -> None:
-    """If a batch has parts of several fates, the names, marks and tags of its events are in the order of the events."""
+    """If a batch has events of several fates, `names_in`, `marks_in` and `tags_in` keep the order of the events."""
     one, other = Fate(["view", "order", "search"], [1, 2, 3]), Fate(["view", "view"])
     for place, mark in enumerate(["a", None, "c"]):
         one.mark(place, mark)
@@ -95,7 +95,7 @@ def test_shares_have_names_marks_and_tags_in_order() -> None:
 
 
 def test_mark_is_kept_until_the_outcome() -> None:
-    """If an event gets its outcome, alone or with all others, its mark is dropped although its receipt is kept."""
+    """If an event gets its outcome, alone or with all other events, its mark is freed although its receipt exists."""
     receipts = receipts_with_one_fate(3)
     marks = [Mark() for _ in receipts]
     alive = [weakref.ref(mark) for mark in marks]
@@ -112,7 +112,7 @@ def test_mark_is_kept_until_the_outcome() -> None:
 
 
 def test_thread_that_awaits_another_event_goes_on_waiting() -> None:
-    """If one event of a fate is settled, a thread that awaits another event of that fate waits for its own outcome."""
+    """If one event of a fate is settled, a thread that awaits another event of the same fate still waits."""
     receipts = receipts_with_one_fate(2)
     waits = threading.Event()
     outcomes: list[Outcome] = []
@@ -133,13 +133,13 @@ def test_thread_that_awaits_another_event_goes_on_waiting() -> None:
 
 
 def test_outcome_set_while_another_thread_reads_is_not_a_neighbours() -> None:
-    """If an event, and then its neighbours, are settled while a thread reads, it gets no neighbour's outcome."""
+    """If events are settled while a thread reads one event's outcome, the thread gets no other event's outcome."""
 
     class Apart(dict[int, Outcome]):
-        """Settles the other events at the moment when a reader looks for an outcome of a single event."""
+        """Settles event 0 and then all other events at the moment when a reader looks up the outcome of one event."""
 
         def get(self, place: int, default: Outcome | None = None) -> Outcome | None:  # type: ignore[override]
-            """Settle, and return what a reader found that began before."""
+            """Look up an outcome, then settle all events, and return what was found before."""
             found = super().get(place, default)
             fate._apart = {place: DROPPED}
             fate.settle(DELIVERED)
@@ -153,7 +153,7 @@ def test_outcome_set_while_another_thread_reads_is_not_a_neighbours() -> None:
 
 
 def test_single_receipt_shares_its_fate_with_none() -> None:
-    """If an event never waits in the buffer, its receipt is settled alone."""
+    """If a receipt was made by `single_receipt`, settling it settles no other receipt."""
     one, other = single_receipt("view"), single_receipt("order")
     settle([one], DROPPED)
 

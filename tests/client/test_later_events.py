@@ -52,7 +52,7 @@ ALONE = "categoryViewByCategoryPath must be sent alone, because no batch may hol
     ],
 )
 def test_events_that_are_sent_at_most_once(listed: Any, names: set[str]) -> None:
-    """If a policy lists events, `WelcomeSequence` is still among them unless a mapping permits to send it again."""
+    """If `at_most_once` lists events, `WelcomeSequence` is added, unless a mapping permits to send it again."""
     assert names == RetryPolicy(at_most_once=listed).once_names
     client = AsyncTrackingClient("key", "shop", retry=RetryPolicy(at_most_once=listed))
     assert names == client.at_most_once
@@ -77,7 +77,7 @@ def test_the_welcome_letters_are_not_sent_twice(retry: RetryPolicy) -> None:
 
 
 def test_a_direct_welcome_is_not_sent_twice() -> None:
-    """If the answer to a direct send is lost, `WelcomeSequence` is not sent again, and the error says why."""
+    """If `send` gets no answer to a `WelcomeSequence`, the event is not sent again, and the error says why."""
 
     async def test() -> None:
         transport = ScriptedTransport(TIMED_OUT)
@@ -90,7 +90,7 @@ def test_a_direct_welcome_is_not_sent_twice() -> None:
 
 
 def test_a_refused_request_is_sent_again() -> None:
-    """If a request with a `WelcomeSequence` was surely not recorded, e.g. after a 429, it is sent again."""
+    """If a request with a `WelcomeSequence` was surely not recorded, e.g. after a 429, the request is made again."""
 
     async def test() -> None:
         transport = ScriptedTransport(429)
@@ -101,11 +101,11 @@ def test_a_refused_request_is_sent_again() -> None:
     run(test())
 
 
-# --- alone ---
+# --- events that must be sent in a request of their own ---
 
 
 async def test_every_event_has_its_own_endpoint() -> None:
-    """If an event is sent directly, also one that no batch may hold, the API records it."""
+    """If an event of any type is sent by `send`, its own endpoint accepts it, and the API records the event."""
     events: list[Event] = [PATH, WELCOME, EmailClick(session_external_id="a", mail_tracking_id="m", extra={"b": [1]})]
     async with running_emulator(Settings(allow_unknown_fields=True)) as emulator:
         async with AsyncTrackingClient("dev-api-key", "dev-partner", base_url=emulator.url) as client:
@@ -119,7 +119,7 @@ async def test_every_event_has_its_own_endpoint() -> None:
 
 @pytest.mark.parametrize("spooled", [False, True])
 async def test_an_event_that_no_batch_may_hold_travels_alone(tmp_path: Path, *, spooled: bool) -> None:
-    """If no batch may hold an event, each way of tracking it sends it to its own endpoint, in the visitor's order."""
+    """If no batch may hold an event, each tracking method sends it to its own endpoint, in the visitor's order."""
     spool = SqliteSpool(tmp_path / "spool") if spooled else None
     view = View(session_external_id=PATH.session_external_id, product_id=1)
     async with (
@@ -155,7 +155,7 @@ def test_a_hook_that_returns_such_an_event() -> None:
 
 
 async def test_the_recording_client_records_it() -> None:
-    """If a `RecordingClient` sends an event that no batch may hold, it records the event."""
+    """If a `RecordingClient` gets an event that no batch may hold, the client records the event like any other."""
     async with RecordingClient() as client:
         await client.send(PATH)
 
@@ -165,7 +165,7 @@ async def test_the_recording_client_records_it() -> None:
 @pytest.mark.parametrize("event", [PATH, WELCOME], ids=lambda event: event.event_name)
 @pytest.mark.parametrize("form", [b"%b", b" \n%b\t", b'{ "%b'])
 def test_an_envelope_reveals_its_endpoint(event: Event, form: bytes) -> None:
-    """If an envelope is valid, its event's name and the body for the event's own endpoint can be read from it."""
+    """If an envelope is valid, the event's name and the body for the event's own endpoint can be read from the JSON."""
     envelope = CODEC.encode(event)
     spelt = form % (envelope.removeprefix(b'{"') if form.startswith(b"{") else envelope)
 

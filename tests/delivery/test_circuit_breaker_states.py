@@ -1,4 +1,4 @@
-"""The circuit breaker changes its state exactly as its table says, and the drawing in its docstring shows the table."""
+"""The circuit breaker changes its state exactly as `TRANSITIONS` says; the drawing in its module shows the same."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def bring(it: CircuitBreaker, reply: Reply, now: float, *, halts: bool = True, c
     assert (change is None) == it.still_admits(admission)
     if change is not None:
         check_change(change, before, after, reply)
-    # The probe has ended: the next one may be sent after the longest interval.
+    # The request has ended, so the next request may be sent after the longest interval at the latest.
     assert it.admit(now + 31.0) is not None
     return signal
 
 
 def check_change(change: StateChange, before: SendingState, after: SendingState, reply: Reply) -> None:
-    """Check that a change of state reports both states, and the cause of a bad state."""
+    """Check that a change of state reports both states and, if sending is halted or the API is down, the cause."""
     assert (before.value, after.value) == (change.previous, change.state)
     good = after is SendingState.SENDING
     assert (None if good else reply.status) == change.status
@@ -72,7 +72,7 @@ def check_change(change: StateChange, before: SendingState, after: SendingState,
 
 
 def brought(route: str) -> tuple[CircuitBreaker, float]:
-    """Return a breaker that got the replies of a route, and the present moment."""
+    """Return a breaker that got the replies of this entry of `ROUTES`, and the time at which a probe may be sent."""
     it, now = CircuitBreaker(RetryPolicy()), 0.0
     for reply in ROUTES[route]:
         admission = it.admit(now)
@@ -83,7 +83,7 @@ def brought(route: str) -> tuple[CircuitBreaker, float]:
 
 
 def test_every_transition_exists_and_no_other() -> None:
-    """If every reply is given in every state, the state follows the table, and exactly the table's entries occur."""
+    """If every reply is reported in every state, exactly the transitions in `TRANSITIONS` occur."""
     walked: set[tuple[SendingState, Signal]] = set()
     for route, reply, halts, conclusive in itertools.product(ROUTES, REPLIES, (True, False), (True, False)):
         it, now = brought(route)
@@ -94,12 +94,12 @@ def test_every_transition_exists_and_no_other() -> None:
 
 
 def test_the_states_are_those_of_the_stats() -> None:
-    """If `Stats.state` can have a value, the breaker has this state, and the table has its transitions."""
+    """For each value of `Stats.state` the breaker has a state, and `TRANSITIONS` has an entry."""
     assert list(get_args(State)) == [state.value for state in SendingState] == [state.value for state in TRANSITIONS]
 
 
 def test_the_drawing_shows_the_table() -> None:
-    """If a signal changes the state, the drawing in the docstring has this arrow, and it has no other one."""
+    """If a signal changes the state, the drawing in the module's docstring has an arrow, and no other arrows exist."""
     drawn = re.findall(r"^ +([\w, ]+) --- (\w+): .+ -+> (\w+)$", circuit_breaker.__doc__ or "", re.MULTILINE)
     arrows = {
         (before.upper(), signal, after.upper())
@@ -119,7 +119,7 @@ def test_the_drawing_shows_the_table() -> None:
     "route", [route for route in ROUTES if route not in ("new", "fails", "fails often", "recovered")]
 )
 def test_one_probe_at_a_time(route: str) -> None:
-    """If the state is bad, one probe is admitted at its time, and no other before the probe is over or reported."""
+    """If sending is halted or the API is down, one probe is admitted after the interval, and no other until it ends."""
     it, now = brought(route)
     admitted: list[bool] = []
 
@@ -142,7 +142,7 @@ def test_one_probe_at_a_time(route: str) -> None:
 
 
 def test_a_late_reply_changes_nothing() -> None:
-    """If a request began before the last change of state, no reply to it changes the state or the next probe."""
+    """If a request began before the last change of state, its reply changes neither the state nor the next probe."""
     for reply, halts in itertools.product(REPLIES, (True, False)):
         it = CircuitBreaker(RetryPolicy())
         late = it.admit(0.0)

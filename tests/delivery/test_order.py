@@ -1,4 +1,4 @@
-"""The order of each visitor's events: never two requests at once, and never an event before an earlier one.
+"""The order of each visitor's events: a visitor's requests never overlap, and no event is sent before an earlier one.
 
 The fake engine checks in every turn of the loop that no two requests in flight have events of one visitor.
 """
@@ -31,7 +31,7 @@ RETRY = RetryPolicy(initial_backoff=1.0, max_backoff=1.0)
 
 
 def test_a_busy_shop_uses_the_whole_limit() -> None:
-    """If batches take 1.5 s and 4,000 visitors are active, every permit is used for a full batch."""
+    """If batches take 1.5 s and 4,000 visitors are active, nearly every request carries a full batch."""
 
     async def test() -> tuple[int, float]:
         engine = Engine(ScriptedTransport(then=SLOW), batching=Batching(linger=0.0), buffer=Buffer(max_events=100_000))
@@ -42,13 +42,13 @@ def test_a_busy_shop_uses_the_whole_limit() -> None:
 
     requests, seconds = run(test())
 
-    # 60,000 events in batches of 500 are at least 120 requests. The first batches are small, because they linger 0 s.
+    # 60,000 events in batches of 500 are at least 120 requests. The first batches are small, because the linger is 0 s.
     assert requests <= 150
     assert seconds <= 4 * 1.5
 
 
 async def test_strangers_do_not_wait(virtual_clock: CheckedLoop) -> None:
-    """If a batch waits for its answer, an event of another visitor is sent after its linger."""
+    """If a batch waits for its answer, an event of another visitor is sent as soon as the event's linger is over."""
     engine = Engine(ScriptedTransport(PARKED))
     await engine.track(1, "busy")
     await asyncio.sleep(1.0)
@@ -64,7 +64,7 @@ async def test_strangers_do_not_wait(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_later_events_wait_for_a_retry(virtual_clock: CheckedLoop) -> None:
-    """If a batch fails and waits for its retry, later events of its visitors are sent after it was delivered."""
+    """If a batch fails and waits for its retry, later events of its visitors are sent after the batch was delivered."""
     engine = Engine(ScriptedTransport(status(503), status(503)), retry=RETRY)
     await engine.track(1, "a")
     await asyncio.sleep(0.2)
@@ -96,7 +96,7 @@ async def test_visitors_of_a_divided_batch_are_released_early(virtual_clock: Che
 
 @pytest.mark.parametrize("count", [6_000, 20_000])
 async def test_a_crawler_delays_only_itself(virtual_clock: CheckedLoop, count: int) -> None:
-    """If one visitor makes more events than fit, only its own callers wait; other visitors are delivered at once."""
+    """If one visitor has more events than may wait, only calls for this visitor wait; other events are sent at once."""
     engine = Engine(ScriptedTransport(then=SLOW), batching=Batching(linger=0.0))
     crawling = [asyncio.create_task(engine.track(number, "crawler")) for number in range(count)]
     await asyncio.sleep(0.1)
@@ -144,7 +144,7 @@ async def test_callers_of_one_visitor_are_admitted_in_order(virtual_clock: Check
     ("overflow", "gone"), [("drop_oldest", "oldest"), ("drop_newest", "newest"), ("shed", "oldest")]
 )
 async def test_overflow_of_one_visitor(virtual_clock: CheckedLoop, overflow: str, gone: str) -> None:
-    """If one visitor has too many waiting events, the overflow policy drops events of this visitor only."""
+    """If one visitor has too many waiting events, `Buffer.overflow` drops events of this visitor only."""
     bounds = Buffer(max_visitor_events=10, overflow=overflow)  # type: ignore[arg-type]
     engine = Engine(ScriptedTransport(PARKED), batching=Batching(linger=0.0), buffer=bounds)
     await engine.track(0, "crawler")
@@ -161,7 +161,7 @@ async def test_overflow_of_one_visitor(virtual_clock: CheckedLoop, overflow: str
 
 
 async def test_error_of_a_full_visitor(virtual_clock: CheckedLoop) -> None:
-    """If only one visitor's bound is reached, the error of `track_nowait` names this bound."""
+    """If only one visitor's bound is reached, the error of `track_nowait` has the name of this bound."""
     engine = Engine(ScriptedTransport(PARKED), batching=Batching(linger=0.0), buffer=Buffer(max_visitor_events=1))
     await engine.track(1, "crawler")
     await asyncio.sleep(0.1)
@@ -174,7 +174,7 @@ async def test_error_of_a_full_visitor(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_flush_names_the_longest_chain(virtual_clock: CheckedLoop) -> None:
-    """If a flush times out because one visitor has many events, the error says how many wait for each other."""
+    """If a flush times out because one visitor has many events, the error says how many events this visitor has."""
     engine = Engine(ScriptedTransport(then=SLOW))
     for number in range(2_000):
         await engine.track(number, "crawler")
@@ -184,7 +184,7 @@ async def test_flush_names_the_longest_chain(virtual_clock: CheckedLoop) -> None
         await engine.flush(1.0)
     await engine.aclose()
 
-    # Four batches of one visitor take four response times.
+    # The four batches of the visitor are sent one after the other, and each takes 1.5 s.
     assert engine.transport.times == pytest.approx([0.0, 1.5, 3.0, 4.5], abs=0.2)
 
 
@@ -192,7 +192,7 @@ async def test_flush_names_the_longest_chain(virtual_clock: CheckedLoop) -> None
 
 
 async def test_send_comes_after_earlier_events(virtual_clock: CheckedLoop) -> None:
-    """If a visitor's events wait or are in flight, `send` is sent after them, and before later events."""
+    """If a visitor has earlier events without outcome, `send` sends after these events, and before later events."""
     engine = Engine(ScriptedTransport(then=SLOW))
     await engine.track(1, "visitor3")
     await asyncio.sleep(0.2)
@@ -207,7 +207,7 @@ async def test_send_comes_after_earlier_events(virtual_clock: CheckedLoop) -> No
 
 
 async def test_sends_of_one_visitor_are_made_one_by_one(virtual_clock: CheckedLoop) -> None:
-    """If `send_batch` is called several times with one visitor, the requests are made one after the other."""
+    """If several calls of `send_batch` have an event of one visitor, their requests are made one after the other."""
     engine = Engine(ScriptedTransport(then=SLOW))
     sends = [asyncio.create_task(engine.send_batch([7, 100 + number])) for number in range(3)]
     await asyncio.wait(sends)
@@ -236,7 +236,7 @@ async def test_a_cancelled_send_holds_nobody(virtual_clock: CheckedLoop, turn: i
 @pytest.mark.parametrize("ended", [False, True])
 @pytest.mark.parametrize("in_flight", [False, True])
 async def test_recall_with_a_waiting_send(virtual_clock: CheckedLoop, *, ended: bool, in_flight: bool) -> None:
-    """If all events are recalled while a `send` waits for them, the visitor's next events are delivered."""
+    """If all events are recalled while a `send` waits for earlier events, the visitor's next events are delivered."""
     engine = Engine(ScriptedTransport(), batching=Batching(linger=0.0 if in_flight else 5.0))
     await engine.track(1, "visitor3")
     await asyncio.sleep(0.01 if in_flight else 0.0)
@@ -256,24 +256,24 @@ async def test_recall_with_a_waiting_send(virtual_clock: CheckedLoop, *, ended: 
     await engine.aclose()
 
 
-# --- events that no batch may hold ---
+# --- events that must be sent in a request of their own ---
 
 
 def path_view(number: int, visitor: str) -> CategoryViewByCategoryPath:
-    """Return an event that no batch may hold."""
+    """Return an event that must be sent in a request of its own."""
     return CategoryViewByCategoryPath(
         session_external_id=visitor, category_path="Кухня/Вилки", timestamp=MOMENT, extra={"productId": number}
     )
 
 
 async def track_alone(engine: Engine, number: int, visitor: str) -> Receipt:
-    """Track an event that no batch may hold."""
+    """Track an event that must be sent in a request of its own."""
     what = path_view(number, visitor)
     return await engine.dispatcher.intake.accept(what, CODEC.encode(what))
 
 
 async def test_alone_at_its_place(virtual_clock: CheckedLoop) -> None:
-    """If no batch may hold an event, it is sent to its own endpoint, between the visitor's other events."""
+    """If no batch may hold an event, the event is sent to its own endpoint, between the visitor's other events."""
     engine = Engine(ScriptedTransport(then=SLOW))
     for number in (0, 2):
         await engine.track(number, "a")
@@ -288,7 +288,7 @@ async def test_alone_at_its_place(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_alone_is_retried_at_its_place(virtual_clock: CheckedLoop) -> None:
-    """If the request of such an event fails, it is sent again before the visitor's later events."""
+    """If the request of an event that no batch may hold fails, it is repeated before the visitor's later events."""
     engine = Engine(ScriptedTransport(status(503)), retry=RETRY)
     receipt = await track_alone(engine, 1, "a")
     await engine.track(2, "a")
@@ -302,7 +302,7 @@ async def test_alone_is_retried_at_its_place(virtual_clock: CheckedLoop) -> None
 @pytest.mark.parametrize("realtime", [False, True])
 @pytest.mark.parametrize("refusal", [400, 404])
 async def test_alone_that_is_refused(virtual_clock: CheckedLoop, refusal: int, realtime: bool) -> None:  # noqa: FBT001
-    """If the API refuses such an event with 400, or does not know its endpoint, only this event is rejected."""
+    """If the API refuses an event sent alone, for the event or for its endpoint, only this event is rejected."""
 
     def then(request: Request) -> Step | int:
         return refusal if request.path == CategoryViewByCategoryPath.wire_name else 200
@@ -348,7 +348,7 @@ REPLIES = st.lists(
 def test_every_mixture_of_calls_keeps_the_order(
     calls: list[tuple[str, str, float]], replies: list[Step], batching: Batching
 ) -> None:
-    """If events are tracked, sent directly and cancelled in any mixture, each visitor's first requests are in order."""
+    """If `track`, `send` and cancellations are mixed in any way, each visitor's events are first sent in order."""
 
     async def test() -> None:
         transport = ScriptedTransport(*replies)

@@ -1,4 +1,4 @@
-"""The choice between single events and batches: its transitions, its thresholds, and that it does not oscillate."""
+"""`Realtime` chooses between single events and batches: its transitions and thresholds; and it does not oscillate."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ LOOKS = st.lists(
     ],
 )
 def test_the_thresholds(waited: float, visitors: int, singles: bool) -> None:  # noqa: FBT001
-    """If an event has waited 0.5 s for its permit, or more than 100 visitors wait, batches begin; not before."""
+    """If, and only if, an event has waited 0.5 s for its permit or more than 100 visitors wait, batches begin."""
     assert Realtime().look(0.0, waited=waited, visitors=visitors) is singles
 
 
 def test_batches_end_after_the_dwell_time() -> None:
-    """If permits have not been scarce for the dwell time, single events are sent again; scarcity begins it anew."""
+    """If permits were not scarce for the dwell time, single events return; scarce permits restart the dwell time."""
     realtime = Realtime()
     looks = [(0.0, SCARCE_WAIT), (1.9, 0.0), (1.95, SCARCE_WAIT), (3.9, 0.0), (3.96, 0.0)]
 
@@ -56,7 +56,7 @@ def test_batches_end_after_the_dwell_time() -> None:
 
 
 def test_the_dwell_time_doubles_and_is_reset() -> None:
-    """If single events soon make permits scarce again, the dwell time doubles up to its bound; later it is reset."""
+    """If permits soon become scarce again, the dwell time doubles, up to its bound; otherwise, it is reset."""
     realtime, now = Realtime(), 0.0
     dwells: list[float] = []
     for singles_for in (1.0, 1.0, 1.0, 1.0, 31.0, 1.0, LONGEST_DWELL, 1.0):
@@ -72,7 +72,7 @@ def test_the_dwell_time_doubles_and_is_reset() -> None:
 @settings(max_examples=most(200))
 @given(LOOKS)
 def test_every_transition_is_in_the_table(looks: list[tuple[float, float, int]]) -> None:
-    """If the queue shows anything at any times, the mode changes only as the table says, and `look` returns it."""
+    """Whatever `look` is called with, the mode changes only as `TRANSITIONS` says, and `look` returns the new mode."""
     realtime, now = Realtime(), 0.0
     for pause, waited, visitors in looks:
         now += pause
@@ -88,7 +88,7 @@ def test_every_transition_is_in_the_table(looks: list[tuple[float, float, int]])
 @settings(max_examples=most(200))
 @given(LOOKS)
 def test_it_does_not_oscillate(looks: list[tuple[float, float, int]]) -> None:
-    """If the queue shows anything at any times, the mode soon changes at most twice in any 32 s."""
+    """Whatever `look` is called with, the mode changes at most twice in any 32 s, once the dwell time is 32 s."""
     realtime, now = Realtime(), 0.0
     began: list[float] = []
     for pause, waited, visitors in looks:
@@ -104,7 +104,7 @@ def test_it_does_not_oscillate(looks: list[tuple[float, float, int]]) -> None:
 
 
 def test_every_signal_of_a_mode_has_a_next_mode() -> None:
-    """The table has each mode, and each signal that can be given in it."""
+    """`TRANSITIONS` has each mode and, for each mode, exactly the signals that are possible in this mode."""
     assert {mode: set(signals) for mode, signals in TRANSITIONS.items()} == {
         Mode.SINGLES: {Signal.SLACK, Signal.SCARCE},
         Mode.BATCHES: set(Signal),
@@ -113,6 +113,6 @@ def test_every_signal_of_a_mode_has_a_next_mode() -> None:
 
 @pytest.mark.parametrize("value", [None, 1, "yes"])
 def test_the_option_is_a_bool(value: object) -> None:
-    """If `realtime` is not a bool, the error names the field and the rule."""
+    """If `realtime` is not a bool, the error has the name of the field and the rule."""
     with pytest.raises(ConfigurationError, match=r"Batching\.realtime must be a bool, not"):
         Batching(realtime=value)  # type: ignore[arg-type]

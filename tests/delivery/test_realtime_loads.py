@@ -1,4 +1,4 @@
-"""Under steady loads `Batching.realtime` does not oscillate, and costs no throughput; see `benchmarks.realtime`.
+"""Under steady loads `Batching.realtime` does not oscillate and costs no throughput; `benchmarks.realtime` measures it.
 
 The real engine, buffer and limiter run on a virtual clock, and the server answers as fast as the API.
 """
@@ -17,7 +17,7 @@ SECONDS = 64.0
 
 @pytest.mark.parametrize("rate", [5, 25, 40])
 def test_below_the_limit_every_event_is_sent_alone(rate: int) -> None:
-    """If clearly fewer events come than the limit allows requests, all are sent alone, and nearly all at once."""
+    """If clearly fewer events come than requests are allowed, each event is sent alone, and most without a wait."""
     figures = measure(rate, SECONDS)
 
     assert (0, 1.0, 0, 0) == (figures.changes, figures.alone, figures.overlaps, figures.out_of_order)
@@ -26,7 +26,7 @@ def test_below_the_limit_every_event_is_sent_alone(rate: int) -> None:
 
 @pytest.mark.parametrize("rate", [48, 52, 60, 100])
 def test_near_the_limit_changes_are_rare(rate: int) -> None:
-    """If about as many events come as the limit allows requests, the mode changes rarely, and most events go fast."""
+    """If about as many events come as requests are allowed, the mode changes rarely; outcomes come within 5 s."""
     figures = measure(rate, SECONDS)
     trials = math.log2(LONGEST_DWELL / FIRST_DWELL) + SECONDS / LONGEST_DWELL
 
@@ -35,14 +35,14 @@ def test_near_the_limit_changes_are_rare(rate: int) -> None:
 
 
 def test_far_above_the_limit_batches_stay() -> None:
-    """If far more events come than the limit allows requests, batches begin once and do not end."""
+    """If far more events come than requests are allowed, events are soon sent in batches, and this does not end."""
     figures = measure(1_500, 40.0)
 
     assert (1, 0, 0) == (figures.changes, figures.overlaps, figures.out_of_order)
 
 
 def test_the_option_costs_no_throughput() -> None:
-    """If 24,000 events a second come, as many are delivered as without the option."""
+    """If 24,000 events a second come, `realtime=True` delivers at least 98 % as many events as `realtime=False`."""
     default, realtime = (measure(24_000, 6.0, realtime=value) for value in (False, True))
 
     assert realtime.rate >= 0.98 * default.rate

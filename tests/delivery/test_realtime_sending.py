@@ -39,17 +39,17 @@ REALTIME = Batching(realtime=True)
 
 
 def answers(request: Request) -> Step:
-    """Answer as fast as the API: a batch after 1.5 s, a single event after 0.1 s."""
+    """Return an answer that is as fast as the API: after 1.5 s for a batch, after 0.1 s for a single event."""
     return Step(latency=1.5 if request.path == BATCH_PATH else 0.1)
 
 
 def scarce(requests: int = 2) -> LocalLimiter:
-    """Return a limiter that grants few permits."""
+    """Return a limiter that grants only this number of permits a second."""
     return LocalLimiter(RateLimit(requests=requests, burst=1, jitter=0.0))
 
 
 def paths(transport: ScriptedTransport) -> list[str]:
-    """Return the paths of all requests."""
+    """Return the paths of all requests made, in order."""
     return [request.path for request in transport.requests]
 
 
@@ -57,7 +57,7 @@ def paths(transport: ScriptedTransport) -> list[str]:
 
 
 async def test_an_event_leaves_at_once_to_its_own_endpoint(virtual_clock: CheckedLoop) -> None:
-    """If permits are free, each event is sent without linger to its endpoint, and its body is the event alone."""
+    """If permits are free, each event is sent without linger to its own endpoint, alone in the body of the request."""
     engine = Engine(ScriptedTransport(then=answers), batching=REALTIME)
     await asyncio.sleep(1.0)
     outcome = await (await engine.track(1, "ann"))
@@ -72,7 +72,7 @@ async def test_an_event_leaves_at_once_to_its_own_endpoint(virtual_clock: Checke
 
 
 async def test_a_visitors_next_event_waits_for_the_answer(virtual_clock: CheckedLoop) -> None:
-    """If a visitor has several events, each is sent when the one before it was answered; other visitors do not wait."""
+    """If a visitor has several events, each waits for the answer to the previous one; other visitors do not wait."""
     engine = Engine(ScriptedTransport(then=answers), batching=REALTIME)
     for number in (1, 2, 3):
         await engine.track(number, "ann")
@@ -85,7 +85,7 @@ async def test_a_visitors_next_event_waits_for_the_answer(virtual_clock: Checked
 
 
 async def test_many_events_of_one_visitor_leave_in_a_batch(virtual_clock: CheckedLoop) -> None:
-    """If one visitor has 15 events that wait, they leave together, because one after the other would take longer."""
+    """If one visitor has 15 waiting events, they leave in one batch, because single events would take longer."""
     engine = Engine(ScriptedTransport(then=answers), batching=REALTIME)
     for number in range(100):
         await engine.track(number, "crawler")
@@ -162,7 +162,7 @@ async def test_single_events_return_after_the_dwell_time(virtual_clock: CheckedL
 
 
 async def test_a_request_with_one_event_is_never_a_batch(virtual_clock: CheckedLoop) -> None:
-    """If batches are sent but only one event is due, it goes to its own endpoint, as that costs the same permit."""
+    """If batches are sent but only one event is due, the event goes to its own endpoint, not in a batch of one."""
     engine = Engine(ScriptedTransport(then=answers), batching=REALTIME)
     await engine.track_all(range(101))
     await asyncio.sleep(1.0)
@@ -175,7 +175,7 @@ async def test_a_request_with_one_event_is_never_a_batch(virtual_clock: CheckedL
 
 
 async def test_a_slow_permit_of_any_limiter_counts(virtual_clock: CheckedLoop) -> None:
-    """If a limiter of the user's own grants no permit for 0.5 s, the events that wait leave in a batch."""
+    """If a limiter that the user wrote grants no permit for 0.5 s, the waiting events leave in a batch."""
     limiter = RecordingLimiter(gated=True)
     engine = Engine(ScriptedTransport(then=answers), batching=REALTIME, limiter=limiter)
     await engine.track_all(range(3))
@@ -187,7 +187,7 @@ async def test_a_slow_permit_of_any_limiter_counts(virtual_clock: CheckedLoop) -
 
 
 async def test_scarce_slots_count(virtual_clock: CheckedLoop) -> None:
-    """If as many requests as allowed are in flight for long, the events that wait leave in a batch."""
+    """If the largest number of requests is in flight for more than 0.5 s, the waiting events leave in a batch."""
     transport = ScriptedTransport(Step(latency=2.0), then=OK)
     engine = Engine(transport, batching=Batching(realtime=True, max_in_flight=1))
     await engine.track_all(range(5))
@@ -197,7 +197,7 @@ async def test_scarce_slots_count(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_few_runs_of_one_event_wait_while_no_permit_is_granted(virtual_clock: CheckedLoop) -> None:
-    """If no permit is granted, at most about 100 events wait in runs of their own, so memory stays small."""
+    """If no permit is granted, about 100 events wait in a run each and all later events share runs, to save memory."""
     engine = Engine(ScriptedTransport(), batching=REALTIME, limiter=RecordingLimiter(gated=True))
     await engine.track_all(range(10_000))
 
@@ -206,7 +206,7 @@ async def test_few_runs_of_one_event_wait_while_no_permit_is_granted(virtual_clo
 
 
 async def test_events_tracked_together_after_an_idle_time_leave_alone(virtual_clock: CheckedLoop) -> None:
-    """If a client was idle after permits were scarce, events that are then tracked together leave one by one."""
+    """If permits were scarce and the client was then idle for 60 s, the next events leave one by one."""
     engine = Engine(ScriptedTransport(then=answers), batching=REALTIME)
     await engine.track_all(range(101))
     await engine.flush()
@@ -221,7 +221,7 @@ async def test_events_tracked_together_after_an_idle_time_leave_alone(virtual_cl
 
 
 async def test_a_single_event_is_retried_at_its_place(virtual_clock: CheckedLoop) -> None:
-    """If a single event fails with 503, it is retried alone, and the visitor's next event waits for it."""
+    """If a single event fails with 503, the event is sent again alone, and the visitor's next event waits meanwhile."""
     engine = Engine(ScriptedTransport(503, 503, then=answers), batching=REALTIME)
     receipt = await engine.track(1, "ann")
     await engine.track(2, "ann")
@@ -236,7 +236,7 @@ async def test_a_single_event_is_retried_at_its_place(virtual_clock: CheckedLoop
 
 
 async def test_a_400_rejects_a_single_event_directly(virtual_clock: CheckedLoop) -> None:
-    """If a single event is refused with 400, it is `Rejected` after one request, and the visitor's next event goes."""
+    """If a single event is refused with 400, it is `Rejected` at once, and the visitor's next event is sent."""
     engine = Engine(ScriptedTransport(400, then=answers), batching=REALTIME)
     outcome = await (await engine.track(1, "ann"))
     await (await engine.track(2, "ann"))
@@ -261,7 +261,7 @@ async def test_an_event_without_an_endpoint_goes_in_a_batch(virtual_clock: Check
 
 
 async def test_a_wrong_address_halts_sending(virtual_clock: CheckedLoop) -> None:
-    """If all endpoints answer 404, sending is halted as without the option, and no event is lost once that is over."""
+    """If all endpoints answer 404, sending is halted, and all events are delivered once the endpoints work."""
     engine = Engine(ScriptedTransport(then=404), batching=REALTIME)
     await engine.track_all(range(5))
     await asyncio.sleep(5.0)
@@ -274,7 +274,7 @@ async def test_a_wrong_address_halts_sending(virtual_clock: CheckedLoop) -> None
 
 @pytest.mark.parametrize("refusal", [401, 403, 407])
 async def test_a_wrong_key_halts_single_events(virtual_clock: CheckedLoop, refusal: int) -> None:
-    """If single events are refused for their key, shop or proxy, they wait for the correction, and so do later ones."""
+    """If single events are refused for key, shop or proxy, these and all later events wait and are then delivered."""
     engine = Engine(ScriptedTransport(then=refusal), batching=REALTIME)
     await engine.track_all(range(5))
     await asyncio.sleep(3.0)
@@ -287,7 +287,7 @@ async def test_a_wrong_key_halts_single_events(virtual_clock: CheckedLoop, refus
 
 
 async def test_events_of_an_outage_leave_in_batches(virtual_clock: CheckedLoop) -> None:
-    """If the API was down, the events that have waited leave in batches, and not one by one."""
+    """If the API was down, the events that waited for the end of the outage leave in batches, and not one by one."""
     engine = Engine(ScriptedTransport(then=503), batching=REALTIME, retry=RetryPolicy(outlast=True))
     for number in range(2000):
         await engine.track(number)
@@ -300,7 +300,7 @@ async def test_events_of_an_outage_leave_in_batches(virtual_clock: CheckedLoop) 
 
 
 async def test_a_single_event_of_at_most_once_is_not_repeated(virtual_clock: CheckedLoop) -> None:
-    """If a single event of `at_most_once` may have been recorded, it is given up; the visitor's next event goes on."""
+    """If an event of `at_most_once` may have been recorded, it is given up, and the visitor's next event is sent."""
     retry = RetryPolicy(at_most_once=(Order,))
     engine = Engine(ScriptedTransport(TIMED_OUT, then=answers), batching=REALTIME, retry=retry)
     outcome = await (await engine.track(1, "ann", Order))
@@ -312,7 +312,7 @@ async def test_a_single_event_of_at_most_once_is_not_repeated(virtual_clock: Che
 
 
 async def test_a_429_pauses_single_events(virtual_clock: CheckedLoop) -> None:
-    """If the API throttles, events wait for the pause, and those that have waited leave in a batch."""
+    """If the API answers 429, events wait until the pause is over, and then leave in a batch."""
     limiter = LocalLimiter(RateLimit(requests=50))
     engine = Engine(ScriptedTransport(status(429, retry_after=2.0), then=answers), batching=REALTIME, limiter=limiter)
     await engine.track(0)
@@ -327,7 +327,7 @@ async def test_a_429_pauses_single_events(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_a_flush_sends_a_backlog_in_batches(virtual_clock: CheckedLoop) -> None:
-    """If permits are scarce and a backlog waits, a flush takes the time of a batch, not one permit for each event."""
+    """If permits are scarce and many events wait, a flush sends them in batches and needs no permit for each event."""
     engine = Engine(ScriptedTransport(then=answers), batching=REALTIME, limiter=scarce(10))
     await engine.track_all(range(90))
     await engine.flush()
@@ -336,7 +336,7 @@ async def test_a_flush_sends_a_backlog_in_batches(virtual_clock: CheckedLoop) ->
 
 
 async def test_a_close_sends_a_backlog_in_batches(virtual_clock: CheckedLoop) -> None:
-    """If permits are scarce and a backlog waits, a close delivers all events within its time-out."""
+    """If permits are scarce and many events wait, a close delivers all of them within its time-out."""
     engine = Engine(ScriptedTransport(then=answers), batching=REALTIME, limiter=scarce(2))
     await engine.track_all(range(3000))
     report = await engine.aclose(6.0)
@@ -345,7 +345,7 @@ async def test_a_close_sends_a_backlog_in_batches(virtual_clock: CheckedLoop) ->
 
 
 async def test_a_close_without_time_settles_single_events(virtual_clock: CheckedLoop) -> None:
-    """If a client closes at once, single events in flight are given up, and those that wait are dropped."""
+    """If a client closes with a time-out of 0, single events in flight are given up, and waiting events are dropped."""
     engine = Engine(ScriptedTransport(then=answers), batching=REALTIME)
     for number in range(3):
         await engine.track(number, "ann")
@@ -356,7 +356,7 @@ async def test_a_close_without_time_settles_single_events(virtual_clock: Checked
 
 
 async def test_a_direct_send_waits_for_single_events(virtual_clock: CheckedLoop) -> None:
-    """If a visitor has single events that wait, a direct send of this visitor is made after them."""
+    """If single events of a visitor wait, a request of `send` with this visitor is made after these events."""
     engine = Engine(ScriptedTransport(then=answers), batching=REALTIME)
     for number in (1, 2):
         await engine.track(number, "visitor3")
@@ -369,7 +369,7 @@ async def test_a_direct_send_waits_for_single_events(virtual_clock: CheckedLoop)
 
 
 async def test_an_observer_sees_the_endpoint(virtual_clock: CheckedLoop) -> None:
-    """If an observer is set, a single event's request has the event's path and one event, and is not direct."""
+    """If a single event is sent, the observer gets a request with the event's path and one event, not a direct send."""
 
     class Requests(Observer):
         def __init__(self) -> None:

@@ -22,7 +22,7 @@ NEVER = 600.0  # seconds that no test waits for
 
 
 def view(second: int | None = None, visitor: str | None = "anna", **more: object) -> dict[str, Any]:
-    """Return the envelope of a view at this second of a certain minute; None for no timestamp or no visitor."""
+    """Return the envelope of a view whose timestamp has these seconds; None omits the timestamp or the visitor."""
     fields: dict[str, Any] = {"productId": 1, **more}
     if visitor is not None:
         fields["sessionExternalId"] = visitor
@@ -32,7 +32,7 @@ def view(second: int | None = None, visitor: str | None = "anna", **more: object
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Let the event loop run until `holds` returns True, for at most 60 s."""
+    """Let the event loop run until `holds` returns True; fail after 60 s."""
     async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 - the emulator has no event to wait for
             await asyncio.sleep(0)
@@ -46,11 +46,11 @@ class Api:
         self.client = client
 
     async def post(self, *envelopes: dict[str, Any]) -> int:
-        """Post a batch. Return the status."""
+        """Post a batch of these envelopes; return the status of the answer."""
         return (await self.client.post("visitorEvents", json=list(envelopes))).status_code
 
     async def begin(self, *envelopes: dict[str, Any]) -> asyncio.Task[int]:
-        """Begin to post a batch, and wait until the emulator has its body."""
+        """Begin to post a batch, and return when the emulator has received the body."""
         before = len(self.emulator.requests())
         task = asyncio.create_task(self.post(*envelopes))
         await until(lambda: len(found := self.emulator.requests()) > before and found[-1].body)
@@ -76,7 +76,7 @@ class Api:
 
 @asynccontextmanager
 async def api(**settings: Any) -> AsyncIterator[Api]:
-    """Run an emulator without a limit."""
+    """Run an emulator that does not limit the number of requests."""
     async with (
         running_emulator(Settings(limit=None, **settings)) as emulator,
         httpx.AsyncClient(base_url=emulator.url, params=KEYS, timeout=NEVER, trust_env=False) as client,
@@ -85,7 +85,7 @@ async def api(**settings: Any) -> AsyncIterator[Api]:
 
 
 async def test_an_overlap_is_found() -> None:
-    """If a visitor's second request arrives before the first is answered, it is an overlap of these two requests."""
+    """If a visitor's second request arrives before the first is answered, an overlap of the two is counted."""
     async with api(batch_latency=NEVER) as shop:
         tasks = [await shop.begin(view()), await shop.begin(view(visitor="boris")), await shop.begin(view())]
         [violation] = shop.emulator.violations()
@@ -97,7 +97,7 @@ async def test_an_overlap_is_found() -> None:
 
 
 async def test_one_request_after_the_other_is_no_overlap() -> None:
-    """If a visitor's second request arrives after the first is answered, or on the same connection, all is in order."""
+    """If a visitor's second request arrives after the first is answered, no overlap is counted."""
     async with api(batch_latency=0.01) as shop:
         statuses = [await shop.post(view(second)) for second in range(3)]
 
@@ -119,7 +119,7 @@ async def test_requests_sent_together_overlap_even_if_they_are_answered_at_once(
 
 
 def raw(*envelopes: dict[str, Any]) -> bytes:
-    """Return a whole request with these envelopes."""
+    """Return the bytes of a request with a batch of these envelopes."""
     body = orjson.dumps(envelopes)
     head = b"POST /1.0/visitorEvents?apiKey=dev-api-key&partnerId=dev-partner HTTP/1.1\r\nHost: e\r\n"
     return head + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -139,7 +139,7 @@ async def test_a_pipelined_request_overlaps() -> None:
 
 
 async def test_a_request_is_under_way_from_its_head_on() -> None:
-    """If a request's head arrives first, and its body after the answer to the visitor's other request, they overlap."""
+    """If a request's head arrives before, and its body after, another request is answered, the two overlap."""
     head, _, body = raw(view()).partition(b"\r\n\r\n")
     async with api() as shop:
         reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(shop.emulator.url).port)
@@ -156,7 +156,7 @@ async def test_a_request_is_under_way_from_its_head_on() -> None:
 
 
 async def test_a_request_ends_when_its_client_leaves() -> None:
-    """If a client gives up before the answer, the request ends at once, without an answer; a retry is in order."""
+    """If a client gives up before the answer, the request ends at once, so a retry is no overlap."""
     async with api(batch_latency=NEVER) as shop:
         await shop.leave(await shop.begin(view(1), view(2)))
         retry = await shop.begin(view(1), view(2))
@@ -202,7 +202,7 @@ async def test_a_request_with_a_fault_is_under_way(record: bool | None) -> None:
 
 
 async def test_requests_that_a_fault_breaks_together_overlap() -> None:
-    """If two requests arrive together, and a fault breaks the first at once, they overlap."""
+    """If two requests arrive together, and a fault breaks the first connection at once, the two overlap."""
     async with api() as shop:
         shop.emulator.fail_with("close_after")
         connections = [await asyncio.open_connection("127.0.0.1", httpx.URL(shop.emulator.url).port) for _ in range(2)]
@@ -217,7 +217,7 @@ async def test_requests_that_a_fault_breaks_together_overlap() -> None:
 
 
 async def test_a_request_that_a_fault_delays_may_be_recorded_after_its_retry() -> None:
-    """If the client gives up before a delayed request is recorded, the late recording is no backward step."""
+    """If the client gives up before a delayed request is recorded, the late recording counts as no violation."""
     async with api() as shop:
         shop.emulator.fail_with("latency", seconds=0.2)
         given_up = await shop.begin(view(1))
@@ -231,7 +231,7 @@ async def test_a_request_that_a_fault_delays_may_be_recorded_after_its_retry() -
 
 @pytest.mark.parametrize("limit", [None, 1])
 async def test_a_request_over_the_limit_is_under_way(limit: int | None) -> None:
-    """If a visitor's second request overlaps, it counts whether it is accepted or refused by the limit."""
+    """If a visitor's second request overlaps, the overlap is counted even if the limit refuses the request."""
     async with api(batch_latency=NEVER) as shop:
         shop.emulator.configure(limit=limit)
         tasks = [await shop.begin(view()), await shop.begin(view())]
@@ -242,7 +242,7 @@ async def test_a_request_over_the_limit_is_under_way(limit: int | None) -> None:
 
 
 async def test_a_request_that_the_api_would_not_read_is_not_judged() -> None:
-    """If the key is wrong, the request counts neither as an overlap nor as an earlier request."""
+    """If the key is wrong, the request overlaps no other request, and its timestamps are not remembered."""
     async with api(batch_latency=NEVER) as shop:
         shop.client.params = shop.client.params.set("apiKey", "wrong")
         wrong = await shop.begin(view())
@@ -255,7 +255,7 @@ async def test_a_request_that_the_api_would_not_read_is_not_judged() -> None:
 
 
 async def test_a_refused_batch_is_under_way() -> None:
-    """If a batch is refused for one bad event, its visitors are under way until the answer."""
+    """If a batch is refused for one bad event, another request of its visitors before the answer overlaps."""
     async with api(batch_latency=NEVER) as shop:
         tasks = [await shop.begin(view(), {"view": {}}, {"view": 1}, view(visitor="")), await shop.begin(view())]
         found = shop.found
@@ -265,7 +265,7 @@ async def test_a_refused_batch_is_under_way() -> None:
 
 
 async def test_single_events_and_batches_are_judged_together() -> None:
-    """If one event travels alone and another in a batch, an overlap and a backward step are found all the same."""
+    """If a visitor's events are sent in a batch and alone, overlaps and wrong order are found as between batches."""
     async with api() as shop:
         shop.emulator.configure(batch_latency=NEVER)
         pending = await shop.begin(view(5))
@@ -287,7 +287,7 @@ async def test_events_without_a_visitor_are_ignored() -> None:
 
 
 async def test_timestamps_that_run_backward_are_found() -> None:
-    """If a later request has an older event of a visitor, it is a backward step, listed with both times."""
+    """If a later request has an older event of a visitor, a ``backward`` violation with both times is listed."""
     async with api() as shop:
         statuses = [
             await shop.post(view(20), view(9, "boris")),
@@ -322,7 +322,7 @@ async def test_timestamps_that_run_backward_are_found() -> None:
     ],
 )
 async def test_what_counts_as_a_backward_step(earlier: list[Any], later: list[Any], steps: int) -> None:
-    """If a visitor's oldest event in a request is older than the newest before, it counts; equal times do not."""
+    """If an event is older than its visitor's newest earlier event, it is a violation; equal times are not."""
     async with api() as shop:
         statuses = [await shop.post(*earlier), await shop.post(*later)]
 
@@ -330,7 +330,7 @@ async def test_what_counts_as_a_backward_step(earlier: list[Any], later: list[An
 
 
 async def test_timestamps_of_unknown_events() -> None:
-    """If the timestamp of an unknown event is none, or has no offset, it is not compared."""
+    """If an event of an unknown type has an invalid timestamp, or no time zone, the timestamp is not compared."""
     stamps = ["2026-01-01T12:00:00", "soon", 5, None, ["2026"]]
     async with api(allow_unknown_events=True) as shop:
         await shop.post(view(5))
@@ -340,7 +340,7 @@ async def test_timestamps_of_unknown_events() -> None:
 
 
 async def test_a_strict_emulator_refuses_overlaps() -> None:
-    """If `strict_order` is set, an overlapping request is answered 409, is refused, and its events are not recorded."""
+    """If `strict_order` is set, an overlapping request gets a 409, and its events are not recorded."""
     async with api(batch_latency=NEVER, strict_order=True) as shop:
         first = await shop.begin(view(1))
         second = await shop.begin(view(2), view(2, "boris"))
@@ -354,7 +354,7 @@ async def test_a_strict_emulator_refuses_overlaps() -> None:
 
 
 async def test_a_strict_emulator_refuses_backward_steps() -> None:
-    """If `strict_order` is set, a backward request is answered 409 and not recorded; a later one in order is."""
+    """If `strict_order` is set, a request with too old events gets a 409; one in order is recorded."""
     async with api(strict_order=True) as shop:
         statuses = [
             await shop.post(view(5)),
@@ -377,7 +377,7 @@ async def test_a_strict_emulator_refuses_backward_steps() -> None:
 
 
 async def test_a_strict_emulator_says_first_what_is_wrong_with_the_request_itself() -> None:
-    """If a backward request is malformed as well, or hit by a fault, that decides the status, and it is no step."""
+    """If a request with too old events is also malformed or hit by a fault, only the other cause counts."""
     async with api(strict_order=True) as shop:
         await shop.post(view(5))
         shop.emulator.fail_with("status", status=503)
@@ -387,7 +387,7 @@ async def test_a_strict_emulator_says_first_what_is_wrong_with_the_request_itsel
 
 
 async def test_a_strict_emulator_refuses_what_a_fault_would_record() -> None:
-    """If a fault records a request that violates the order, it is recorded as refused."""
+    """If a fault would record a request that violates the order, the request is refused instead."""
     async with api(strict_order=True) as shop:
         await shop.post(view(5))
         shop.emulator.fail_with("latency", seconds=0.001)
@@ -397,7 +397,7 @@ async def test_a_strict_emulator_refuses_what_a_fault_would_record() -> None:
 
 
 async def test_the_control_side_lists_violations() -> None:
-    """If `GET violations` is requested, it returns the last ones as JSON, oldest first; a reset forgets them."""
+    """If `GET violations` is requested, the answer lists the last violations, oldest first; a reset clears the list."""
     async with api() as shop:
         for second in (9, 8, 7):
             await shop.post(view(second))
@@ -420,7 +420,7 @@ async def test_the_control_side_lists_violations() -> None:
 
 
 async def test_a_request_from_before_a_reset_is_forgotten() -> None:
-    """If a request is under way during a reset, it overlaps no later request, and leaves no times."""
+    """If a request is under way during a reset, it overlaps no later request, and its timestamps are forgotten."""
     async with api(batch_latency=NEVER) as shop:
         before = await shop.begin(view(9))
         shop.emulator.reset()
@@ -432,7 +432,7 @@ async def test_a_request_from_before_a_reset_is_forgotten() -> None:
 
 
 async def test_violations_are_judged_under_any_server() -> None:
-    """If another ASGI server runs the application, the order is judged as well."""
+    """If another ASGI server runs the application, violations of the order are found as well."""
     app = create_app()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://e/1.0/", params=KEYS) as client:
         for second in (9, 8):
@@ -442,7 +442,7 @@ async def test_violations_are_judged_under_any_server() -> None:
 
 
 def passed(order: VisitorOrder, number: int, *envelopes: dict[str, Any]) -> OpenRequest:
-    """Let a request pass that is answered with success, without the network. Return it."""
+    """Open, check and close a request that succeeds, without the network; return the request."""
     events = [pair for envelope in envelopes for pair in envelope.items()]
     request = OpenRequest((number, float(number)), float(number), spans_of(events), lambda: False)
     order.open(request)
@@ -453,7 +453,7 @@ def passed(order: VisitorOrder, number: int, *envelopes: dict[str, Any]) -> Open
 
 
 def test_memory_is_bounded() -> None:
-    """If there are more visitors than `keep`, those absent longest are forgotten; 1,000 violations are listed."""
+    """If there are many visitors and violations, only `keep` visitors and 1,000 violations are remembered."""
     order = VisitorOrder(2)
     for number, visitor in enumerate(["anna", "boris", "anna", "clara"], 1):
         passed(order, number, view(50, visitor))
@@ -469,7 +469,7 @@ def test_memory_is_bounded() -> None:
 
 
 def test_reasons_are_bounded() -> None:
-    """If a request violates the order of more than 1,000 visitors, it has 1,000 reasons and "... and more"."""
+    """If a request violates the order of more than 1,000 visitors, `reasons` has 1,000 items and "... and more"."""
     order = VisitorOrder(5000)
     passed(order, 1, *[view(9, f"v{number}") for number in range(1001)])
     reasons = passed(order, 2, *[view(8, f"v{number}") for number in range(1001)]).reasons()
@@ -478,11 +478,11 @@ def test_reasons_are_bounded() -> None:
 
 
 def test_remembered_visitors_cost_the_collector_nothing() -> None:
-    """If thousands of visitors are remembered, the garbage collector has no thousands of objects to check."""
+    """If thousands of visitors are remembered, the garbage collector need not check an object for each of them."""
     order = VisitorOrder(10_000)
     for number in range(100):
         passed(order, number, *[view(9, f"v{number}x{place}") for place in range(100)])
-    # The first collection takes the inner tuples off the collector's list, the second one the outer tuples.
+    # The first collection removes the inner tuples from the collector's list, the second removes the outer tuples.
     gc.collect()
     gc.collect()
 

@@ -1,4 +1,4 @@
-"""Single events of a client with `Batching.realtime` reach the emulator over real HTTP, and so do batches."""
+"""A client with `Batching.realtime` sends single events and batches to the emulator over real HTTP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REALTIME = Batching(realtime=True)
 
 
 async def test_single_events_are_accepted_by_their_endpoints() -> None:
-    """If permits are free, each event is accepted by its own endpoint, and a visitor's events are in their order."""
+    """If permits are free, each event is accepted by its own endpoint, and each visitor's events in order."""
     async with running_emulator(Settings(limit=None)) as emulator:
         async with AsyncTrackingClient(KEY, SHOP, base_url=emulator.url, batching=REALTIME) as client:
             await (await client.view(session_external_id="ann", product_id=1))
@@ -31,7 +31,7 @@ async def test_single_events_are_accepted_by_their_endpoints() -> None:
 
 
 async def test_a_burst_is_accepted_in_batches() -> None:
-    """If far more events are tracked than the limit allows requests, all are accepted within the limit, in batches."""
+    """If far more events are tracked than requests are allowed, all events are accepted in batches within the limit."""
     limit = RateLimit(requests=5, jitter=0.0)
     async with running_emulator(Settings(limit=None)) as emulator:
         async with AsyncTrackingClient(KEY, SHOP, base_url=emulator.url, batching=REALTIME, rate_limit=limit) as client:

@@ -34,7 +34,7 @@ def test_extra_is_sent_beside_the_documented_fields(cls: type[VisitorEvent]) -> 
 @PROPERTY
 @given(event=events_with_extra())
 def test_round_trip(event: VisitorEvent) -> None:
-    """If an event with extra fields is encoded, `allow_extra` decodes an equal event, which encodes to equal bytes."""
+    """If an event with extra fields is encoded, decoding with `allow_extra` and encoding again gives equal results."""
     sent = EXACT.encode(event)
     decoded = EXACT.decode(sent, allow_extra=True)
 
@@ -55,7 +55,7 @@ def test_extra_is_refused_by_default(event: VisitorEvent) -> None:
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_documented_field_is_refused(cls: type[VisitorEvent]) -> None:
-    """If an extra field has the name of a documented field, in any spelling, the error says so and names the field."""
+    """If an extra field has the name of a documented field, in any spelling, the error says this and has the name."""
     for name in attrs.fields_dict(cls):
         if name == "extra":
             continue
@@ -73,14 +73,14 @@ def test_a_documented_field_is_refused(cls: type[VisitorEvent]) -> None:
 
 
 def test_a_field_of_another_event_is_accepted() -> None:
-    """If a field is documented for other events only, an event may carry it as an extra field."""
+    """If a field is documented only for other events, an event may have this field as an extra field."""
     event = EVENT_TYPES["recomBlockViewed"](**fields_of(EVENT_TYPES["recomBlockViewed"], extra={"stockId": "Moscow"}))
 
     assert event == CODEC.decode(CODEC.encode(event), allow_extra=True)
 
 
 def test_a_field_named_extra() -> None:
-    """If an extra field is called "extra", it is sent and read under this name."""
+    """If an extra field is called "extra", the field is sent and read under this name."""
     event = View(**fields_of(View, extra={"extra": {"extra": 1}}))
 
     assert CODEC.to_wire(event)["view"]["extra"] == {"extra": 1}
@@ -114,7 +114,7 @@ def test_extra_is_copied() -> None:
     ids=shown,
 )
 def test_message(extra: Any, expected: str) -> None:
-    """If extra fields are no JSON, the error names the field; a key that may be personal data is not shown."""
+    """If extra fields are no valid JSON, the error has the field's name, but no name that may be personal data."""
     with pytest.raises(EventValidationError) as caught:
         View(**fields_of(View, extra=extra))
 
@@ -131,7 +131,7 @@ def test_message(extra: Any, expected: str) -> None:
     ],
 )
 def test_a_long_integer(cls: type[VisitorEvent], fields: dict[str, Any], named: str) -> None:
-    """If a field with any JSON has an integer of more than 64 bits, decoding raises an error that names the field."""
+    """If a field that may have any JSON has an integer of more than 64 bits, the error has the name of the field."""
     body = CODEC.to_wire(cls(**fields_of(cls)))[cls.wire_name] | fields
     if cls is EmailClick:
         body["customData"] = {"ids": body["customData"]}
@@ -141,7 +141,7 @@ def test_a_long_integer(cls: type[VisitorEvent], fields: dict[str, Any], named: 
 
 
 def test_a_long_price_beside_extra_fields() -> None:
-    """If a price needs more than 64 bits, and no extra field does, the order with its extra fields is decoded."""
+    """If a price has more than 64 bits, but no extra field has, the order is decoded with its extra fields."""
     body = CODEC.to_wire(Order(**fields_of(Order)))["order"] | {"price": 10**20, "id": 2**63 - 1}
     event = CODEC.decode(json.dumps({"order": body}), allow_extra=True)
 

@@ -1,4 +1,4 @@
-"""A refused value that is nearly right gets a hint how to correct it."""
+"""If a refused value is nearly right, the error message has a hint how to correct the value."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def phone_error(phone: Any) -> str:
     ],
 )
 def test_phone(given_number: Any, meant: str) -> None:
-    """If a refused phone number has other marks or prefixes, the message shows the E.164 form that is meant."""
+    """If a refused phone number has wrong marks or prefixes, the message shows the probable number in E.164 form."""
     assert phone_error(given_number).endswith(f"; probably '{meant}'")
     assert SetContact(session_external_id=SESSION, contact_external_id="c1", phone=meant).phone == meant
 
@@ -90,14 +90,14 @@ def test_phone(given_number: Any, meant: str) -> None:
     ids=shown,
 )
 def test_no_phone(phone: Any) -> None:
-    """If it is not clear what number a value means, the message has no guess."""
+    """If it is not clear which phone number a value means, the message suggests no number."""
     assert "probably" not in phone_error(phone)
 
 
 @PROPERTY
 @given(phone=st.text(max_size=100) | st.text("0123456789+-() .~", max_size=30) | st.integers())
 def test_every_guess_is_valid(phone: Any) -> None:
-    """If any value is refused as a phone number and the message has a guess, the guess is accepted."""
+    """If a value is refused and the message suggests a phone number, the suggested number is accepted."""
     try:
         SetContact(session_external_id=SESSION, contact_external_id="c1", phone=phone)
     except EventValidationError as error:
@@ -122,7 +122,7 @@ def test_every_guess_is_valid(phone: Any) -> None:
     ids=shown,
 )
 def test_uuid(field: str, value: Any) -> None:
-    """If an id is a UUID with hyphens or other marks, the message hints at `uuid4().hex` and does not show the id."""
+    """If an id is a UUID with hyphens or other marks, the message suggests `uuid4().hex` and does not show the id."""
     with pytest.raises(EventValidationError) as caught:
         SetContact(**{"session_external_id": SESSION, "contact_external_id": "c1", field: value})
 
@@ -140,7 +140,7 @@ def test_no_uuid(value: Any) -> None:
 
 
 class Index:
-    """An integer of another library, as numpy's int64."""
+    """An integer type of another library, like numpy's int64."""
 
     def __index__(self) -> int:
         """Raise an error, because a hint must not call methods of the value."""
@@ -160,7 +160,7 @@ INT_ENDINGS = {
     ("value", "hint"), [(value, hint) for hint, values in INT_ENDINGS.items() for value in values], ids=shown
 )
 def test_int(value: Any, hint: str) -> None:
-    """If an id is a whole number of another type, the message hints at `int()`, also for an id in a list."""
+    """If an id is a whole number of another type, the message suggests `int()`, also for an id in a list."""
     for cls, fields in ((View, {"product_id": value}), (GroupView, {"group_id": 1, "product_ids": [1, value]})):
         with pytest.raises(EventValidationError) as caught:
             cls(session_external_id=SESSION, **fields)
@@ -177,7 +177,7 @@ def test_int(value: Any, hint: str) -> None:
     ids=shown,
 )
 def test_no_int(value: Any) -> None:
-    """If `int()` would not make a valid id of a value, the message does not mention it."""
+    """If `int()` would not convert a value to a valid id, the message does not mention `int()`."""
     with pytest.raises(EventValidationError) as caught:
         View(session_external_id=SESSION, product_id=value)
 

@@ -1,4 +1,4 @@
-"""The constructors of `_delivery` get their collaborators as objects and values, and only few as functions."""
+"""The constructors of `_delivery` get other objects as arguments, and not functions that call these objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_ARGUMENTS = 2
 """Largest number of functions, bound methods and lambdas that the constructors of `_delivery` pass to others."""
 
 HOOKS = {"OutcomeHook", "StateHook"}
-"""Types of the user's hooks, which do not count."""
+"""Types of the user's hooks, which do not count as functions here."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 DELIVERY = {name: source for name, source in CORE.items() if name.startswith("retailrocket_async._delivery.")}
@@ -63,7 +63,7 @@ def function_types(sources: dict[str, str]) -> set[str]:
 
 
 def methods(sources: dict[str, str]) -> set[str]:
-    """Return the names that are methods in some class of these modules, and a property or an attribute in none."""
+    """Return the names of the methods in these modules that no class uses for a property or an attribute."""
     called: set[str] = set()
     read: set[str] = set()
     for node in (node for source in sources.values() for node in classes(source)):
@@ -113,14 +113,14 @@ def function_arguments(sources: dict[str, str]) -> list[str]:
 
 
 def test_few_parameters_are_functions() -> None:
-    """If the constructors of `_delivery` are read, no more parameters than allowed are functions, hooks not counted."""
+    """The constructors of `_delivery` have at most `MOST_PARAMETERS` parameters that are functions, without hooks."""
     found = function_parameters(DELIVERY)
 
     assert len(found) <= MOST_PARAMETERS, found
 
 
 def test_few_arguments_are_functions() -> None:
-    """If the constructors of `_delivery` make other objects, they pass no more functions than allowed."""
+    """If the constructors of `_delivery` make other objects, they pass at most `MOST_ARGUMENTS` functions."""
     found = function_arguments(DELIVERY)
 
     assert len(found) <= MOST_ARGUMENTS, found
@@ -140,7 +140,7 @@ def test_few_arguments_are_functions() -> None:
     ],
 )
 def test_a_function_among_the_parameters_is_counted(parameter: str, counts: bool) -> None:  # noqa: FBT001
-    """If a parameter is a function, by whatever name of its type, it is counted; a hook or an object is not."""
+    """If a parameter is a function, it is counted, whatever its type is called; a hook or an object is not counted."""
     aliases = "Keep: TypeAlias = 'Callable[[Batch], Outcome]'\nclass Arrived(Protocol):\n    def __call__(self): ...\n"
     source = f"{aliases}class Planted:\n    def __init__(self, {parameter}): ..."
 
@@ -161,7 +161,7 @@ def test_a_function_among_the_parameters_is_counted(parameter: str, counts: bool
     ],
 )
 def test_a_function_among_the_arguments_is_counted(argument: str, counts: bool) -> None:  # noqa: FBT001
-    """If a constructor passes a lambda, a partial function or a method, it is counted; a value or an object is not."""
+    """If a constructor passes a lambda, a partial function or a method, it is counted; other arguments are not."""
     source = (
         f"class Planted:\n    def __init__(self, buffer):\n        self.size = 1\n        Other({argument})\n"
         "    def end_flight(self): ...\nclass Affinity:\n    def tell(self): ..."

@@ -54,20 +54,20 @@ def constructed() -> list[str]:
     tree = ast.parse(CORE["retailrocket_async._delivery.dispatcher"])
     [init] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
     calls = [node for node in ast.walk(init) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    # An argument is made before the object that gets it, and its call ends before the other call ends.
+    # If an object is made in the arguments of another call, it is made first, and its call ends first in the source.
     calls.sort(key=lambda call: (call.end_lineno or 0, call.end_col_offset or 0))
     made = [call.func.id for call in calls if isinstance(call.func, ast.Name)]
     return [name for name in made if name in MODULE_OF]
 
 
 def height(name: str) -> tuple[int, int]:
-    """Return how high a class stands: the position of its package, then the position of its object in the engine."""
+    """Return the rank of a class: the rank of its package, then the position of its object in the engine."""
     part = part_of(MODULE_OF[name])
     return ORDER.index(part), constructed().index(name) if part == "_delivery" else 0
 
 
 def test_the_walk_exists() -> None:
-    """Each step of the walk begins with the name of an existing function, from `track` to the receipt."""
+    """Each step of the page's list begins with the name of an existing function, from `track` to the receipt."""
     steps = re.findall(r"^\d+\. `(\w+)\.(\w+)`", section(PAGE, "The walk"), re.MULTILINE)
 
     assert steps == functions(section(PAGE, "The walk"))
@@ -82,14 +82,14 @@ def test_the_page_is_short() -> None:
 
 
 def test_the_walk_goes_down() -> None:
-    """Each function of the walk belongs to the object of the function before it, or to one that was built earlier."""
+    """Each function of the page belongs to the object of the previous function, or to one that was built earlier."""
     heights = [height(name) for name, _ in functions(section(PAGE, "The walk"))]
 
     assert heights == sorted(heights, reverse=True)
 
 
 def test_a_way_back_up_is_noticed() -> None:
-    """The pump stands above the runner, the client above the pump, and the receipt below all of them."""
+    """The rank of the client is above the pump's, the pump's above the runner's, and the receipt's is the lowest."""
     assert height("Receipt") < height("Runner") < height("Pump") < height("AsyncTrackingClient")
 
 
@@ -118,14 +118,14 @@ def test_the_states_of_the_circuit_breaker() -> None:
 
 
 def test_the_owners_exist() -> None:
-    """Each owner of a number on the page is a class of the core."""
+    """Each object that the page's table names as the owner of a number is a class of the core."""
     owners = [re.match(r"\w+", owner) for _, owner, _ in rows(section(STATES, "Which object owns which number"))]
 
     assert {owner[0] for owner in owners if owner is not None} - {"the"} <= MODULE_OF.keys()
 
 
 def test_the_objects_of_the_engine() -> None:
-    """The table of the engine's objects lists what `Dispatcher.__init__` makes, in the order in which it is made."""
+    """The table of the engine's objects lists the objects that `Dispatcher.__init__` makes, in the order of making."""
     table = [name for _, name, _ in rows(section(ARCHITECTURE, "The objects of the engine"))]
 
     assert constructed() == table

@@ -1,4 +1,4 @@
-"""The judge of overlaps and of order: it counts every fault of a client, and no fault of a correct one."""
+"""The benchmark's judge counts each overlap and each wrong order of a faulty client, and none of a correct client."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ pytestmark = [
 ]
 
 A, B = f"{QUIET}a", f"{QUIET}b"
-"""Two visitors; for quiet visitors the judge reports each event that has arrived."""
+"""Ids of two quiet visitors: the judge reports when each event of a quiet visitor arrived."""
 
 
 # --- the rules --------------------------------------------------------------------------------------------------------
 
 
 def test_a_request_before_the_answer_overlaps() -> None:
-    """If a request begins while another one of its visitor has no answer, it counts, and a stranger's does not."""
+    """If a request begins before an answer to its visitor, it overlaps; another visitor's request does not."""
     overlaps = Overlaps()
 
     overlaps.begin(0.0, [A])
@@ -53,7 +53,7 @@ def test_a_request_before_the_answer_overlaps() -> None:
 
 
 def test_a_request_after_the_answer_does_not_overlap() -> None:
-    """If a request begins after the answer to the previous one of its visitor, it does not count."""
+    """If a request begins after the answer to the previous request of its visitor, no overlap is counted."""
     overlaps = Overlaps()
 
     overlaps.end(overlaps.begin(0.0, [A]), 1.0)
@@ -109,7 +109,7 @@ def test_a_request_whose_connection_is_closed_has_ended() -> None:
     ],
 )
 def test_order(requests: Sequence[Sequence[Numbered]], disordered: set[str]) -> None:
-    """If an event is recorded after a later one, its visitor is out of order, but sending a request again is none."""
+    """If an event is recorded after a later event, its visitor is out of order; repeating a request is no fault."""
     found = Order()
 
     for request in requests:
@@ -144,7 +144,7 @@ def answered(port: int, *events: Numbered) -> None:
 
 
 def after(server: Judge, events: int) -> Verdict:
-    """Return the verdict after this number of events has arrived."""
+    """Return the judge's verdict as soon as this number of events has arrived."""
     while len((verdict := server.verdict()).quiet) < events:
         pass
     return verdict
@@ -155,7 +155,7 @@ NEVER = 1000.0
 
 
 def test_the_judge_sees_a_planted_overlap() -> None:
-    """If two requests with events of one visitor are in flight, the judge counts one overlap and no fault of order."""
+    """If two requests of one visitor are in flight at once, the judge counts one overlap and no wrong order."""
     with judge.running(NEVER) as server, sent(server.port, (A, 1)):
         after(server, 1)
         with sent(server.port, (B, 2)), sent(server.port, (A, 3)):
@@ -165,7 +165,7 @@ def test_the_judge_sees_a_planted_overlap() -> None:
 
 
 def test_the_judge_sees_a_planted_fault_of_order() -> None:
-    """If a later event is recorded first, the judge counts its visitor, and no overlap if the requests had answers."""
+    """If a later event is recorded first, its visitor is out of order; requests after answers do not overlap."""
     with judge.running(0.0) as server:
         answered(server.port, (A, 2), (B, 3))
         answered(server.port, (A, 1), (B, 4))
@@ -175,7 +175,7 @@ def test_the_judge_sees_a_planted_fault_of_order() -> None:
 
 
 def test_the_judge_times_requests() -> None:
-    """If a request has an answer, the judge reports its time in flight, at least the latency, and its events."""
+    """If a request has an answer, the judge reports its number of events and its time in flight."""
     with judge.running(0.02) as server:
         answered(server.port, (A, 1), (B, 2))
         [exchange] = server.verdict().exchanges
@@ -185,7 +185,7 @@ def test_the_judge_times_requests() -> None:
 
 
 def test_the_client_has_no_fault() -> None:
-    """If our client sends under load, the judge finds neither overlap nor disorder, and all tables have figures."""
+    """If our client sends under load, the judge finds no overlap and no wrong order, and all tables have figures."""
     with judge.running(0.05) as server:
         arguments: dict[str, Any] = {"port": server.port, "latency": 0.05, "visitor_count": 100, "seconds": 0.1}
         figures = call("benchmarks.sections.order:load", **arguments)
@@ -206,14 +206,14 @@ def port_of(server: faulty_server.FaultyServer) -> int:
 
 
 async def report_after(server: faulty_server.FaultyServer, arrivals: int) -> Report:
-    """Return the report after this number of requests has arrived."""
+    """Return the server's report as soon as this number of requests has arrived."""
     while len((report := await server.report()).arrivals) < arrivals:
         pass
     return report
 
 
 async def test_the_faulty_server_sees_planted_faults() -> None:
-    """If requests overlap and events are out of order, the scenario's row has the counts, and is broken."""
+    """If requests overlap and events are out of order, the row of the scenario has both counts, and fails."""
     async with faulty_server.running(Conditions(batch_latency=NEVER)) as server, LagMeter() as meter:
         bed = testbed.Testbed(server, meter)
         bed.open()
@@ -230,7 +230,7 @@ async def test_the_faulty_server_sees_planted_faults() -> None:
 
 
 async def test_a_request_sent_again_after_a_time_out_is_no_fault() -> None:
-    """If a client closes the connection of a request without an answer and sends it again, it counts as no fault."""
+    """If a client closes the connection of a request without an answer and sends it again, no fault is counted."""
     async with faulty_server.running(Conditions(faults=(Fault("stall", record=True, times=1),))) as server:
         with sent(port_of(server), ("someone", 1)):
             await report_after(server, 1)
@@ -250,7 +250,7 @@ def answered_again(port: int) -> None:
 
 
 def test_the_busiest_visitor() -> None:
-    """If there are 4,000 visitors, the busiest makes 0.13 % of the events, and all parts together are the whole."""
+    """If there are 4,000 visitors, the busiest makes 0.13 % of the events, and all visitors together make 100 %."""
     parts = visitors.shares(4_000)
 
     assert 0.00125 < max(parts) < 0.00135
@@ -261,19 +261,19 @@ def test_the_busiest_visitor() -> None:
     ("latency", "count", "most"), [(0.1, 1, 5_000), (1.5, 1, 333), (5.0, 1, 100), (1.5, 4_000, 24_000)]
 )
 def test_the_possible_rate(latency: float, count: int, most: float) -> None:
-    """If there is one visitor, one batch per answer is possible; with many visitors the offer is."""
+    """If there is one visitor, only one batch per latency can be delivered; with many visitors, all events can."""
     assert most == pytest.approx(order.possible(latency, count), rel=0.01)
 
 
 def test_requests_in_flight() -> None:
-    """If requests overlap in a window, their mean counts the parts inside it, and their largest number is of a time."""
+    """If requests overlap in a window, their mean and their largest number count only the window."""
     exchanges = [Exchange(0.0, 2.0, 1), Exchange(1.0, 3.0, 1), Exchange(3.0, 9.0, 1)]
 
     assert (1.25, 2) == order.in_flight(exchanges, 0.0, 4.0)
 
 
 def test_both_queues_can_be_measured() -> None:
-    """If the queue's cost is measured, both queues pass all events on, and each round has a positive cost."""
+    """If the cost of both queues is measured, each round of each queue has a positive cost."""
     found = queues.cost(100, 1_000, 1)
 
     assert ["ordered", "plain"] == list(found)
@@ -282,7 +282,7 @@ def test_both_queues_can_be_measured() -> None:
 
 @pytest.mark.parametrize("way", pools.WAYS)
 async def test_each_way_to_hold_connections_can_be_measured(way: str) -> None:
-    """If the cost of a request is measured, all requests have answers."""
+    """If the cost of a request is measured for each way to hold connections, all requests get answers."""
     with sink.running() as server:
         figures: dict[str, Any] = await pools.request_cost(server.port, way, 1, 0.1)
         received = server.take()

@@ -1,4 +1,4 @@
-"""The body limit, the largest body that a server is sent: lower after a refusal, and slowly higher again."""
+"""`BodyLimit`, the largest request body that is sent: lower after a refusal, and slowly higher again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fill(
 
 
 def test_it_begins_as_configured() -> None:
-    """If nothing was refused yet, the limit is the configured size."""
+    """If no body was refused yet, the limit is the configured size."""
     assert BodyLimit(MOST).bytes == MOST
 
 
@@ -46,7 +46,7 @@ def test_refused_bodies_halve_it() -> None:
 
 
 def test_a_small_body_between_two_refusals_does_not_make_the_cap_small() -> None:
-    """If a small body is accepted between two refusals, the second refusal still only halves the limit."""
+    """If a small body is accepted between two refusals, each of the refusals halves the limit, and no more."""
     cap = BodyLimit(MOST)
     cap.refused(MOST, 0.0)
     cap.accepted(300, 1.0)
@@ -56,7 +56,7 @@ def test_a_small_body_between_two_refusals_does_not_make_the_cap_small() -> None
 
 
 def test_it_probes_upward_slowly_and_less_and_less_often() -> None:
-    """If a server accepts 100 kB, an hour of full bodies has few refusals, at growing intervals."""
+    """If a server accepts 100 kB, it refuses few of the full bodies that are sent in an hour, at growing intervals."""
     cap = BodyLimit(MOST)
     refused = fill(cap, 100_000, 3600.0)
     later = [at for at, _ in refused if at > 10.0]
@@ -69,7 +69,7 @@ def test_it_probes_upward_slowly_and_less_and_less_often() -> None:
 
 
 def test_it_comes_back_when_the_server_does() -> None:
-    """If the server accepts all sizes again, the limit grows to the configured one, without a refusal."""
+    """If the server accepts all sizes again, the limit grows to the configured size, and no body is refused."""
     cap = BodyLimit(MOST)
     fill(cap, 100_000, 60.0)
 
@@ -90,7 +90,7 @@ def test_small_bodies_do_not_raise_it() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.integers(2, MOST), st.floats(0, 1e6)), max_size=60))
 @PROPERTY
 def test_it_stays_within_its_bounds(history: list[tuple[bool, int, float]]) -> None:
-    """If bodies are refused and accepted in any order, the limit stays in its range and below refused sizes."""
+    """If bodies are refused and accepted in any order, the limit stays in its range, and below each refused size."""
     cap = BodyLimit(MOST)
     for refused, size, now in history:
         if refused:

@@ -1,4 +1,4 @@
-"""The event buffer: each event that was appended leaves once, in order, and all limits hold."""
+"""The event buffer: each event that was appended leaves once, in order, and all bounds of the settings are kept."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Clock:
 
 
 def envelope(number: int, size: int) -> bytes:
-    """Return JSON of exactly `size` bytes that holds `number`."""
+    """Return a JSON text of exactly `size` bytes that contains `number`."""
     return json.dumps(f"{number:<{size - 2}}").encode()
 
 
@@ -61,14 +61,14 @@ def numbers(batch: Batch | None) -> list[int]:
 
 
 def take(buffer: EventBuffer) -> TakenBatch:
-    """Take a batch, which must exist."""
+    """Take a batch from the buffer; fail if there is no batch to take."""
     batch = buffer.take()
     assert batch is not None
     return batch
 
 
 def batches_of(buffer: EventBuffer) -> list[list[int]]:
-    """Take all batches, release each at once, and return the numbers of their events."""
+    """Take all batches, release each batch at once, and return the numbers of the events of each batch."""
     taken = []
     while (batch := buffer.take()) is not None:
         taken.append(numbers(batch))
@@ -80,7 +80,7 @@ def batches_of(buffer: EventBuffer) -> list[list[int]]:
 
 
 def test_full_batch_is_due() -> None:
-    """If an event fills a batch, the batch is due, and `append` returns True."""
+    """If an event fills a batch, the batch is due now, and `append` sets `sooner`."""
     buffer = make(max_events=3)
     reported = [put(buffer, number) for number in range(3)]
 
@@ -89,7 +89,7 @@ def test_full_batch_is_due() -> None:
 
 
 def test_full_bytes_are_due() -> None:
-    """If an event's bytes reach the limit, a batch is due, and `append` returns True."""
+    """If an event's bytes reach the limit of a batch, a batch is due now, and `append` sets `sooner`."""
     buffer = make(max_bytes=1024)
     reported = [put(buffer, number, size=510) for number in range(3)]
 
@@ -99,7 +99,7 @@ def test_full_bytes_are_due() -> None:
 
 
 def test_oldest_lingers() -> None:
-    """If events follow, an event is still due when its own linger is over."""
+    """If later events arrive, the first event is still due as soon as its own linger is over."""
     clock = Clock()
     buffer = make(clock)
     put(buffer, 1)
@@ -133,7 +133,7 @@ def test_largest_possible_event_fills_a_batch() -> None:
 
 @pytest.mark.parametrize(("last", "due"), [(510, False), (511, True), (512, True), (1022, True)])
 def test_bytes_at_the_cap_are_due(last: int, due: bool) -> None:  # noqa: FBT001
-    """If the bytes of events and commas reach the limit exactly, a batch is due, and the caller learns it."""
+    """If the bytes of events and commas reach the limit exactly, a batch is due now, and `append` sets `sooner`."""
     buffer = make(max_bytes=1024)
     put(buffer, 0, size=511)
     reported = put(buffer, 1, size=last)
@@ -142,7 +142,7 @@ def test_bytes_at_the_cap_are_due(last: int, due: bool) -> None:  # noqa: FBT001
 
 
 def test_flush_makes_earlier_events_due_now() -> None:
-    """If a flush begins, waiting events are due now; once they are taken, a later event has its own linger."""
+    """If a flush begins, waiting events are due now; an event that is appended later is due after its linger."""
     buffer = make(max_events=2)
     put(buffer, 1)
     buffer.begin_flush()
@@ -157,7 +157,7 @@ def test_flush_makes_earlier_events_due_now() -> None:
 @pytest.mark.parametrize("visitors", [1, 2, 50, 500])
 @pytest.mark.parametrize("max_events", [1, 2, 7, 30, 499, 500])
 def test_waiting_events_fill_batches(visitors: int, max_events: int) -> None:
-    """If more events wait than two batches hold, the first batch is full, or misses less than one run."""
+    """If more events wait than two batches hold, the first batch is full, except for less than one run of events."""
     buffer = make(max_events=max_events)
     for number in range(3 * max_events):
         put(buffer, number, f"visitor{number % visitors}")
@@ -167,7 +167,7 @@ def test_waiting_events_fill_batches(visitors: int, max_events: int) -> None:
 
 
 def test_events_of_one_visitor_fill_a_batch() -> None:
-    """If all waiting events are of one visitor, a batch holds as many of them as allowed, in their order."""
+    """If all waiting events are of one visitor, a batch has as many events as allowed, in their order."""
     buffer = make()
     for number in range(1200):
         put(buffer, number, "a")
@@ -179,7 +179,7 @@ def test_events_of_one_visitor_fill_a_batch() -> None:
 
 
 def test_visitor_in_flight_makes_nothing_due() -> None:
-    """If a visitor's batch is in flight, the visitor's next events are not due, even if many, old or flushed."""
+    """If a visitor's batch is in flight, its next events are not due, not even after a flush or a long time."""
     clock = Clock()
     buffer = make(clock, max_events=2)
     put(buffer, 0, "a")
@@ -197,7 +197,7 @@ def test_visitor_in_flight_makes_nothing_due() -> None:
 
 
 def test_flushed_events_behind_a_batch_hurry_nobody() -> None:
-    """If flushed events wait for their visitor's batch in flight, events of other visitors still linger."""
+    """If a flush waits for a visitor whose batch is in flight, events of other visitors are due after their linger."""
     buffer = make()
     put(buffer, 1, "a")
     buffer.take()
@@ -209,7 +209,7 @@ def test_flushed_events_behind_a_batch_hurry_nobody() -> None:
 
 
 def test_linger_counts_from_the_moment_an_event_is_ready() -> None:
-    """If an event has waited for its visitor's batch in flight, its linger begins when that batch is released."""
+    """If an event waits for its visitor's batch in flight, the event's linger begins when that batch is released."""
     clock = Clock()
     buffer = make(clock)
     put(buffer, 1, "a")
@@ -222,7 +222,7 @@ def test_linger_counts_from_the_moment_an_event_is_ready() -> None:
 
 
 def test_first_ready_first_out() -> None:
-    """If a visitor's events become ready after a stranger's event, the stranger's event is taken first."""
+    """If a visitor's event may leave later than another visitor's event, the other visitor's event is taken first."""
     buffer = make(max_events=1)
     put(buffer, 1, "a")
     batch = take(buffer)
@@ -247,7 +247,7 @@ def test_batch_in_flight_holds_only_its_visitors() -> None:
 
 
 def test_some_visitors_of_a_batch_are_released_early() -> None:
-    """If only some visitors of a batch still have events without an outcome, the other visitors' events are ready."""
+    """If some visitors of a batch still have events without an outcome, other visitors' next events may leave."""
     buffer = make()
     for number, visitor in enumerate("abab"):
         put(buffer, number, visitor)
@@ -273,7 +273,7 @@ def test_visitors_are_forgotten() -> None:
 
 
 def test_event_that_no_batch_may_hold() -> None:
-    """If an event must travel alone, it is taken in a batch of its own, at its place in the visitor's order."""
+    """If an event must be sent alone, it is taken in a batch of its own, at its place in the visitor's order."""
     buffer = make()
     put(buffer, 0, "a")
     put(buffer, 1, "a", alone=True)
@@ -295,7 +295,7 @@ def test_event_that_no_batch_may_hold() -> None:
 
 
 def test_fates_are_bounded() -> None:
-    """If the oldest event is evicted for each new event, no run gets more and more events, which share one fate."""
+    """If the oldest event is evicted for each new event, no run gets more than 50 events, which share one `Fate`."""
     buffer = make(buffer=Buffer(max_events=3, overflow="drop_oldest"))
     longest = 0
     for number in range(500):
@@ -309,7 +309,7 @@ def test_fates_are_bounded() -> None:
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_receipts_stay_right_in_a_run_that_loses_events(most: int) -> None:
-    """If events of a run are evicted or expire while it is open, each event has its own outcome, also when divided."""
+    """If events leave an open run early, or if the run's batch is divided, each receipt gets the right outcome."""
     clock = Clock()
     buffer = make(clock, buffer=Buffer(max_events=6, overflow="shed", max_age=100.0))
     receipts: list[Receipt | None] = []
@@ -367,7 +367,7 @@ def test_drained_events_are_not_evicted_again() -> None:
 
 
 def test_one_visitor_is_bounded() -> None:
-    """If a visitor has `max_visitor_events` waiting, the visitor's next event does not fit; a stranger's event fits."""
+    """If a visitor has `max_visitor_events` waiting, its next event does not fit; another visitor's event fits."""
     buffer = make(max_events=10, buffer=Buffer(max_visitor_events=7))
     put(buffer, 0, "a")
     buffer.take()
@@ -393,7 +393,7 @@ def test_bytes_in_flight_count() -> None:
 
 
 def test_direct_send_waits_for_earlier_events() -> None:
-    """If a visitor has waiting events, a hold is granted after their outcomes, and later events wait for the hold."""
+    """If a visitor has waiting events, a direct send is granted after their outcomes; later events wait for its end."""
     granted: list[int] = []
     buffer = make()
     put(buffer, 0, "a")
@@ -411,7 +411,7 @@ def test_direct_send_waits_for_earlier_events() -> None:
 
 
 def test_direct_send_of_a_new_visitor() -> None:
-    """If no event of a hold's visitors waits or is in flight, the request may be sent at once."""
+    """If a direct send has no visitor with earlier events, its request may be sent at once."""
     granted: list[int] = []
     buffer = make()
     put(buffer, 0, "a")
@@ -422,7 +422,7 @@ def test_direct_send_of_a_new_visitor() -> None:
 
 
 def test_hold_that_ends_before_it_is_granted() -> None:
-    """If a direct send is cancelled while it waits, it is never granted, and later events keep their order."""
+    """If a direct send is cancelled while it waits, `granted` is never called, and later events keep their order."""
     granted: list[int] = []
     buffer = make()
     put(buffer, 0, "a")
@@ -437,7 +437,7 @@ def test_hold_that_ends_before_it_is_granted() -> None:
 
 
 def test_hold_that_ends_lets_strangers_go() -> None:
-    """If a direct send of two visitors is cancelled, neither of them waits for the other one's events any more."""
+    """If a direct send with two visitors is cancelled, neither visitor waits for events of the other visitor."""
     buffer = make()
     put(buffer, 0, "busy")
     first = take(buffer)
@@ -453,7 +453,7 @@ def test_hold_that_ends_lets_strangers_go() -> None:
 
 
 def test_holds_that_ended_leave_nothing() -> None:
-    """If direct sends of a busy visitor are cancelled again and again, no object of theirs stays in memory."""
+    """If direct sends of a visitor with events in flight are cancelled, none of their callbacks stays in memory."""
     buffer = make()
     put(buffer, 0, "a")
     first = take(buffer)
@@ -470,7 +470,7 @@ def test_holds_that_ended_leave_nothing() -> None:
 
 
 def test_visitors_bound_counts_events_on_both_sides_of_a_hold() -> None:
-    """If a direct send stands between events of one visitor, the visitor's bound counts the events before it, too."""
+    """If a direct send waits between events of one visitor, the visitor's bound counts the events on both sides."""
     buffer = make(buffer=Buffer(max_visitor_events=3))
     put(buffer, 0, "a")
     take(buffer)
@@ -495,7 +495,7 @@ def test_an_event_that_waited_for_space_expires_at_its_own_age() -> None:
 
 
 def test_drained_run_by_run() -> None:
-    """If the buffer is drained, its counters are those of the events still in it."""
+    """If the buffer is drained run by run, its counters always match the events that are still in the buffer."""
     buffer = make(max_events=20)
     for number in range(5):
         put(buffer, number)
@@ -505,7 +505,7 @@ def test_drained_run_by_run() -> None:
 
 
 def test_release_after_drain() -> None:
-    """If a batch is released after the buffer was drained, nothing becomes ready."""
+    """If a batch is released after the buffer was drained, no batch can be taken."""
     buffer = make()
     put(buffer, 1, "a")
     batch = take(buffer)
@@ -517,7 +517,7 @@ def test_release_after_drain() -> None:
 
 
 def test_events_behind_a_hold_are_drained() -> None:
-    """If events behind a waiting hold are drained, they never become ready, and later events follow the hold."""
+    """If events that wait for a direct send are drained, they are never taken; later events wait for the send."""
     buffer = make()
     put(buffer, 0, "a")
     first = take(buffer)
@@ -533,7 +533,7 @@ def test_events_behind_a_hold_are_drained() -> None:
 
 
 def test_a_hold_that_ended_before_a_drain_holds_nobody() -> None:
-    """If a direct send was cancelled and then the buffer is drained, the visitor's next event is ready."""
+    """If a direct send was cancelled and then the buffer is drained, the visitor's next event can be taken."""
     buffer = make()
     put(buffer, 0, "a")
     hold = buffer.hold([buffer.key_of("a")], lambda: None)
@@ -546,7 +546,7 @@ def test_a_hold_that_ended_before_a_drain_holds_nobody() -> None:
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "shed"])
 def test_drained_events_are_not_evicted(overflow: str) -> None:
-    """If a visitor's events were drained, they are not evicted for the visitor's next events."""
+    """If a visitor's events were drained, they are not evicted a second time to make space for later events."""
     buffer = make(buffer=Buffer(max_visitor_events=1, overflow=overflow))  # type: ignore[arg-type]
     put(buffer, 0, "a")
     take(buffer)
@@ -560,7 +560,7 @@ def test_drained_events_are_not_evicted(overflow: str) -> None:
 
 @pytest.mark.parametrize("in_flight", [True, False])
 def test_hold_survives_a_drain(in_flight: bool) -> None:  # noqa: FBT001
-    """If the events before a hold are drained, the hold is granted as soon as no event is in flight before it."""
+    """If events before a direct send are drained, the send waits only for earlier events that are in flight."""
     granted: list[int] = []
     buffer = make()
     put(buffer, 1, "a")
@@ -577,7 +577,7 @@ def test_hold_survives_a_drain(in_flight: bool) -> None:  # noqa: FBT001
 
 
 def test_events_that_come_while_others_expire_are_counted() -> None:
-    """If code that gets an expired event tracks another one in the same step, the counters are still right."""
+    """If an event is appended while `expire` yields expired events, the counters are still right."""
     buffer = make(max_events=500)
     for number in range(12):
         put(buffer, number)
@@ -594,7 +594,7 @@ def test_events_that_come_while_others_expire_are_counted() -> None:
 
 
 def test_short_batches_are_of_one_age() -> None:
-    """If `short_batches` is set, as in a halt, old and young events of different visitors are not batched together."""
+    """If `short_batches` is set, as in a halt, old and new events of different visitors never share a batch."""
     clock = Clock()
     buffer = make(clock)
     buffer.short_batches = True

@@ -1,4 +1,4 @@
-"""Compare the buffer with a simple model: random calls must have the same results in both."""
+"""Compares the buffer with a simple model: the same random calls must have the same results in both."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Event:
 
 @attrs.define(eq=False)
 class Flying:
-    """A batch in flight, those of its events that have no outcome yet, and the number of its other events."""
+    """A batch in flight, its events without an outcome, and the number of its events with an outcome."""
 
     batch: TakenBatch
     events: list[Event]
@@ -111,7 +111,7 @@ class Model(RuleBasedStateMachine):
         return events
 
     def settle(self, batch: Batch, events: list[Event]) -> None:
-        """Give the events of a batch an outcome that no other event gets."""
+        """Settle the events of a batch with an outcome that differs from all other outcomes."""
         outcome = Delivered(status=200, attempts=len(self.outcomes) + 1)
         batch.settle(outcome)
         self.outcomes |= {event.number: outcome for event in events}
@@ -140,7 +140,7 @@ class Model(RuleBasedStateMachine):
         times: int,
         alone: bool,  # noqa: FBT001
     ) -> None:
-        """Append events; evict other events if the settings allow it."""
+        """Append events; if the buffer is full, evict waiting events if the settings allow this."""
         for _ in range(times):
             self.append_one(visitor, name, size, waited, alone=alone)
 
@@ -259,13 +259,13 @@ class Model(RuleBasedStateMachine):
 
     @rule(value=st.booleans())
     def be_short(self, value: bool) -> None:  # noqa: FBT001
-        """Keep old and young events in separate batches, or stop doing so."""
+        """Switch `short_batches` on or off, which keeps old and new events in separate batches."""
         self.buffer.short_batches = value
 
     @precondition(lambda self: self.batching.realtime)
     @rule(value=st.booleans())
     def be_single(self, value: bool) -> None:  # noqa: FBT001
-        """Send events one by one, or in batches."""
+        """Switch `singles` on or off, so that events are sent one by one or in batches."""
         self.buffer.singles = value
 
     # --- true after every call ----------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def receipts(self) -> None:
-        """Each receipt has the name of its event, and the outcome of its event or, before the outcome, none."""
+        """Each receipt has the name of its event, and the outcome that the event has in the model, or None."""
         for event in self.tracked:
             assert (event.name, self.outcomes.get(event.number)) == (event.receipt.event_name, event.receipt.outcome)
 

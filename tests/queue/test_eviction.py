@@ -59,14 +59,14 @@ KINDS: dict[str, type[Event]] = {
     "b": AddToBasket,
     "o": Order,
 }
-"""Events by a letter."""
+"""The event class that each letter stands for, from the least to the most valuable."""
 
 LANES = [Batching(), Batching(max_events=2)]
 
 
 @attrs.define
 class Crowd:
-    """Bundles an engine that sends nothing yet with the receipts and reports of its events."""
+    """An engine whose limiter grants no permit yet, with the receipts and the reports of its events."""
 
     engine: Engine
     limiter: RecordingLimiter
@@ -75,7 +75,7 @@ class Crowd:
 
     @classmethod
     def of(cls, batching: Batching = Batching(), **bounds: Any) -> Crowd:  # noqa: B008 - frozen
-        """Return a `Crowd` whose engine has these batching settings and buffer bounds."""
+        """Return a `Crowd` whose engine has these settings of batches and of the buffer."""
         reported: list[UndeliveredEvent] = []
         limiter = RecordingLimiter(gated=True)
         engine = Engine(
@@ -96,7 +96,7 @@ class Crowd:
         return [number for number, receipt in self.receipts.items() if receipt.outcome == OVERFLOWED]
 
     async def end(self) -> set[int]:
-        """Let all requests go out and close; check the counters; return the numbers of the delivered events."""
+        """Grant all permits and close the engine; check the counters; return the numbers of the delivered events."""
         self.limiter.open_gate()
         report = await self.engine.aclose()
         stats = report.stats
@@ -132,7 +132,7 @@ class Counted:
 
 
 async def test_waiters_are_woken_once_and_in_order(virtual_clock: CheckedLoop) -> None:
-    """If many callers wait for space, each is woken once, when its event fits, in the order of the calls."""
+    """If many callers wait for space, each caller is woken once, when its event fits, in the order of the calls."""
     transport = ScriptedTransport()
     engine = Engine(transport, batching=Batching(max_events=1, linger=0.0), buffer=Buffer(max_events=2))
     calls = [Counted(engine.track(number)) for number in range(300)]
@@ -150,7 +150,7 @@ async def test_waiters_are_woken_once_and_in_order(virtual_clock: CheckedLoop) -
 
 
 async def test_callers_who_give_up_leave_nothing(virtual_clock: CheckedLoop) -> None:
-    """If callers time out behind a caller that still waits, nothing of their events stays in memory."""
+    """If callers time out while an earlier caller still waits, their events do not stay in memory."""
     crowd = Crowd.of(max_events=1)
     await crowd.come("v")
     patient = asyncio.create_task(crowd.engine.track(1))
@@ -193,13 +193,13 @@ async def test_raise(virtual_clock: CheckedLoop, nowait: bool) -> None:  # noqa:
         ("drop_newest", "vvv|vo", [3, 4]),
         ("drop_oldest", "ovi|ii", [0, 1]),
         ("drop_oldest", "ovi|iiii", [0, 1, 2, 3]),
-        # The least valuable event is evicted first, and the oldest of equal ones, whatever the order of tracking.
+        # The least valuable event is evicted first; of events of equal value, the oldest is evicted first.
         ("shed", "oiv|o", [1]),
         ("shed", "obvsi|ooooo", [4, 2, 3, 1, 0]),
         ("shed", "ivi|v", [0]),
         ("shed", "isv|vbbb", [0, 1, 2, 3]),
         ("shed", "vvv|v", [0]),
-        # The new event is dropped if it is the least valuable one.
+        # If the new event is less valuable than all waiting events, the new event is dropped.
         ("shed", "vsb|i", [3]),
         ("shed", "ooo|bvi", [3, 4, 5]),
         ("shed", "ioo|ivb", [0, 3, 4]),
@@ -213,7 +213,7 @@ async def test_what_gives_way(  # noqa: PLR0917
     batching: Batching,
     nowait: bool,  # noqa: FBT001
 ) -> None:
-    """If space is needed, the right events are evicted at once; they are settled, counted and reported."""
+    """If space is needed, the events that the policy names are evicted at once, settled, counted and reported."""
     before, after = kinds.split("|")
     crowd = Crowd.of(batching, overflow=overflow, max_events=len(before))
     await crowd.come(before + after, "abcabdefghkl", nowait=nowait)
@@ -224,7 +224,7 @@ async def test_what_gives_way(  # noqa: PLR0917
 
 
 async def test_order_of_giving_way(virtual_clock: CheckedLoop) -> None:
-    """If events must be evicted, they leave one by one, by rank and then by age."""
+    """If events must be evicted, the event of the lowest rank is evicted first; of equal ranks, the oldest event."""
     crowd = Crowd.of(overflow="shed", max_events=10)
     await crowd.come("ovbisovbis")
     order = []
@@ -237,7 +237,7 @@ async def test_order_of_giving_way(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_own_ranking(virtual_clock: CheckedLoop) -> None:
-    """If a ranking is given, it alone decides; events that it does not name have rank 1."""
+    """If a ranking is given, the default ranking does not apply; events that the given ranking omits have rank 1."""
     crowd = Crowd.of(overflow="shed", max_events=4, ranking={"order": 0, "impressionContentViewed": 9, "view": 1})
     await crowd.come("oivsiiio")
     assert crowd.gone == [0, 2, 3, 7]
@@ -274,7 +274,7 @@ async def test_oldest_of_all_lanes(virtual_clock: CheckedLoop, batching: Batchin
 async def test_events_of_a_visitor_under_way(
     virtual_clock: CheckedLoop, batching: Batching, overflow: Overflow
 ) -> None:
-    """If a batch is in flight, its events are not evicted, but the same visitor's waiting events may be."""
+    """If a batch is in flight, its events are not evicted, but waiting events of the same visitor may be evicted."""
     crowd = Crowd.of(batching, overflow=overflow, max_events=3)
     crowd.limiter.open_gate()
     crowd.engine.transport.then = PARKED
@@ -313,7 +313,7 @@ def custom(name: str, number: int, size: int) -> CustomEvent:
 async def test_bytes_give_way(
     virtual_clock: CheckedLoop, overflow: Overflow, sizes: list[int], newcomer: int, gone: list[int]
 ) -> None:
-    """If the buffer is bounded by bytes, only as many events are evicted as the new one needs."""
+    """If the buffer is full by its bytes, only as many events are evicted as the new event needs space."""
     crowd = Crowd.of(overflow=overflow, max_bytes=1024)
     receipts = []
     for number, size in enumerate([*sizes, newcomer]):
@@ -344,7 +344,7 @@ async def test_flush_ends_with_the_last_that_gives_way(virtual_clock: CheckedLoo
     """If the last events that a flush waits for are evicted, the flush ends in the same step."""
     crowd = Crowd.of(overflow=overflow, max_events=3)
     await crowd.come("vvv", "abc")
-    # The flush begins before the new events are tracked, so that it does not wait for them.
+    # The flush begins before the new events are tracked, so the flush does not wait for the new events.
     flush = asyncio.create_task(crowd.engine.flush())
     await asyncio.sleep(1.0)
     await crowd.come("oo", "de")
@@ -385,7 +385,7 @@ def test_whatever_gives_way_is_accounted_for(  # noqa: PLR0917 - everything at o
     flushes: set[int],
     latencies: list[float],
 ) -> None:
-    """If events arrive, leave and are evicted in any order, each is sent once or dropped, and each flush ends."""
+    """If events arrive, leave and are evicted in any order, each event is sent once or dropped, and each flush ends."""
 
     async def test() -> None:
         crowd = Crowd.of(batching, overflow=overflow, max_events=room)
@@ -472,7 +472,7 @@ def test_impossible_bounds(option: str, value: object) -> None:
 
 
 def test_ranking_is_a_copy() -> None:
-    """If the owner of a ranking changes it later, the buffer's copy stays; the default ranking cannot be changed."""
+    """If the owner of a ranking changes it later, the buffer's copy does not change; the default cannot be changed."""
     mine = {"view": 5}
     buffer = Buffer(ranking=mine)
     mine["view"] = 0
@@ -483,7 +483,7 @@ def test_ranking_is_a_copy() -> None:
 
 
 def test_default_ranking_names_every_event() -> None:
-    """The default ranking ranks every event type, and orders are the most valuable."""
+    """The default ranking has a rank for every event type, and the rank of orders is the highest."""
     from retailrocket_async._events.models import EVENT_TYPES
 
     assert DEFAULT_RANKING.keys() == EVENT_TYPES.keys()

@@ -27,7 +27,7 @@ visitor: ContextVar[object] = ContextVar("visitor")
 
 
 async def waiting(wakeup: Wakeup, until: float | None = None) -> asyncio.Task[None]:
-    """Return a task that waits already."""
+    """Start a task that waits on `wakeup`, and return the task when it waits."""
     task = asyncio.create_task(wakeup.wait(until))
     await turns(1)
     assert not task.done()
@@ -35,7 +35,7 @@ async def waiting(wakeup: Wakeup, until: float | None = None) -> asyncio.Task[No
 
 
 def timers() -> int:
-    """Return how many timers the running loop will call."""
+    """Return the number of timers of the running loop that are not cancelled."""
     return sum(not timer.cancelled() for timer in scheduled_timers())
 
 
@@ -44,7 +44,7 @@ def timers() -> int:
 
 @pytest.mark.parametrize("until", [None, math.inf, 50.0])
 async def test_a_call_wakes_the_task(virtual_clock: CheckedLoop, until: float | None) -> None:
-    """If `set` is called, the task goes on in the next turn of the loop; further calls change nothing."""
+    """If `set` is called, the waiting task continues in the next turn of the loop; further calls change nothing."""
     wakeup = Wakeup()
     task = await waiting(wakeup, until)
     await asyncio.sleep(2.0)
@@ -58,7 +58,7 @@ async def test_a_call_wakes_the_task(virtual_clock: CheckedLoop, until: float | 
 
 @pytest.mark.parametrize(("until", "woken_at"), [(50.0, 50.0), (10.0, 10.0), (9.0, 10.0), (-math.inf, 10.0)])
 async def test_a_moment_wakes_the_task(virtual_clock: CheckedLoop, until: float, woken_at: float) -> None:
-    """If no call is made, the task goes on at the given moment, or at once if the moment has passed."""
+    """If `set` is not called, the task continues at the given moment, or at once if the moment has passed."""
     await asyncio.sleep(10.0)
     await Wakeup().wait(until)
 
@@ -66,7 +66,7 @@ async def test_a_moment_wakes_the_task(virtual_clock: CheckedLoop, until: float,
 
 
 async def test_a_moment_that_has_passed_lets_other_tasks_run(virtual_clock: CheckedLoop) -> None:
-    """If the moment has passed already, other tasks still run before the wait ends, so no loop of waits blocks them."""
+    """If the moment has passed already, other tasks still run before the wait ends."""
     wakeup, other = Wakeup(), asyncio.create_task(asyncio.sleep(0))
     await wakeup.wait(0.0)
 
@@ -87,7 +87,7 @@ async def test_a_moment_that_has_passed_lets_other_tasks_run(virtual_clock: Chec
 async def test_the_moment_can_be_changed(
     virtual_clock: CheckedLoop, until: float | None, moment: float | None, woken_at: float
 ) -> None:
-    """If `set_at` is called during a wait, the task goes on at the new moment instead of the old one."""
+    """If `set_at` is called during a wait, the task continues at the new moment instead of the old moment."""
     wakeup = Wakeup()
     ended: list[float] = []
     task = await waiting(wakeup, until)
@@ -103,7 +103,7 @@ async def test_the_moment_can_be_changed(
 
 
 async def test_calls_that_find_no_task_are_forgotten(virtual_clock: CheckedLoop) -> None:
-    """If `set` or `set_at` is called while no task waits, the next wait is as long as without the call."""
+    """If `set` or `set_at` is called while no task waits, the call does not change the next wait."""
     wakeup = Wakeup()
     for _ in range(2):
         wakeup.set()
@@ -120,7 +120,7 @@ MOMENTS = st.none() | st.just(math.inf) | st.integers(-3, 12).map(lambda moment:
 
 
 def expected(script: Script) -> list[tuple[str, float]]:
-    """Return how and when each wait ends, by a model: one deadline, which is None while no task waits."""
+    """Return how and when each wait ends by a model that only stores a deadline, None while no task waits."""
     ends: list[tuple[str, float]] = []
     deadline: float | None = None
     for at, (call, moment) in enumerate([*script, ("set", None)]):
@@ -143,7 +143,7 @@ def expected(script: Script) -> list[tuple[str, float]]:
 
 @given(st.lists(st.tuples(st.sampled_from(["wait", "set", "set_at", "cancel"]), MOMENTS), max_size=12))
 def test_every_wait_ends_as_the_model_says(script: Script) -> None:
-    """Whatever calls are made, one each second, every wait ends how and when the model says, and no timer is left."""
+    """If any calls are made, one each second, every wait ends how and when the model says, and no timer is left."""
     ends: list[tuple[str, float]] = []
 
     async def wait(wakeup: Wakeup, until: float | None) -> None:
@@ -201,7 +201,7 @@ async def test_a_wait_may_be_cancelled_in_every_turn(
 
 
 async def test_a_cancelled_wait_leaves_the_object_free(virtual_clock: CheckedLoop) -> None:
-    """If a wait is cancelled at each of its awaits, the last one still ends normally, and no timer is left."""
+    """If a wait is cancelled at each of its awaits, a further wait ends normally, and no timer is left."""
     wakeup = Wakeup()
     await cancel_everywhere(lambda: wakeup.wait(now() + 0.0005))
 
@@ -209,11 +209,11 @@ async def test_a_cancelled_wait_leaves_the_object_free(virtual_clock: CheckedLoo
 
 
 async def test_a_task_cancelled_a_moment_ago_does_not_stand_in_the_way(virtual_clock: CheckedLoop) -> None:
-    """If a task is cancelled but has not run yet, another task may wait, and the late end does not end that wait."""
+    """If a waiting task is cancelled but has not run since, another task may wait, and its wait is not disturbed."""
     wakeup = Wakeup()
     first = await waiting(wakeup, 100.0)
     second = asyncio.create_task(wakeup.wait(50.0))
-    # The second task begins in the next turn, before the first one goes on.
+    # The second task begins to wait in the next turn of the loop, before the cancelled first task runs.
     first.cancel()
     await turns(3)
     assert (True, False) == (first.cancelled(), second.done())
@@ -223,7 +223,7 @@ async def test_a_task_cancelled_a_moment_ago_does_not_stand_in_the_way(virtual_c
 
 
 async def test_one_task_waits_at_a_time(virtual_clock: CheckedLoop) -> None:
-    """If a second task waits, it gets an error, and the first one waits on."""
+    """If a second task calls `wait`, it gets an error, and the first task still waits."""
     wakeup = Wakeup()
     task = await waiting(wakeup, 50.0)
     with pytest.raises(RuntimeError, match="another task waits already"):
@@ -237,7 +237,7 @@ async def test_one_task_waits_at_a_time(virtual_clock: CheckedLoop) -> None:
 
 
 class Visit:
-    """An object of a visitor's request."""
+    """An object that belongs to a visitor's request, such as a context variable's value."""
 
 
 async def test_timers_keep_no_visitor(virtual_clock: CheckedLoop) -> None:
@@ -259,7 +259,7 @@ async def test_timers_keep_no_visitor(virtual_clock: CheckedLoop) -> None:
 
 
 async def test_a_wait_leaves_nothing_in_memory(virtual_clock: CheckedLoop) -> None:
-    """If waits end by a call, by a moment or by cancellation, no future stays in memory, and no timer in the loop."""
+    """If waits end by `set`, by a moment or by cancellation, no future stays in memory and no timer in the loop."""
     wakeup = Wakeup()
 
     def futures() -> int:
@@ -282,7 +282,7 @@ async def test_a_wait_leaves_nothing_in_memory(virtual_clock: CheckedLoop) -> No
 
 
 async def test_a_call_at_any_depth_wakes_the_task_or_changes_nothing(virtual_clock: CheckedLoop) -> None:
-    """If the stack is almost full, `set` and `set_at` do all or nothing, so a later call still wakes the task."""
+    """If the stack is almost full, `set` and `set_at` either work or change nothing, so a later call wakes the task."""
     done, refused = 0, 0
     for left in range(1, 80):
         for use in (lambda wakeup: wakeup.set(), lambda wakeup: wakeup.set_at(0.0)):
@@ -305,7 +305,7 @@ async def test_a_call_at_any_depth_wakes_the_task_or_changes_nothing(virtual_clo
 
 @pytest.mark.parametrize("until", [None, 50.0])
 def test_the_task_of_a_closed_loop_is_left_alone(until: float | None) -> None:
-    """If a loop was closed during a wait, calls do nothing, and a task of another loop waits undisturbed."""
+    """If a loop was closed during a wait, `set` and `set_at` do nothing, and a task of another loop can wait."""
     wakeup = Wakeup()
 
     async def leave_waiting() -> asyncio.Task[None]:
@@ -313,7 +313,7 @@ def test_the_task_of_a_closed_loop_is_left_alone(until: float | None) -> None:
 
     async def wait_again(left_behind: asyncio.Task[Any]) -> float:
         task = await waiting(wakeup, 10.0)
-        # The task of the closed loop ends only now; asyncio need not report that it was left waiting.
+        # The task of the closed loop ends only now. asyncio must not log that this task was destroyed while it waited.
         left_behind._log_destroy_pending = False  # type: ignore[attr-defined]
         left_behind.get_coro().close()
         await task
