@@ -38,6 +38,13 @@ BODY = b'{"productId":1}'
 WAYS = ["http", "https", "http-proxy", "https-proxy"]
 WHOSE = ["own", "callers"]
 EVENT = View(session_external_id="visitor", product_id=1)
+
+
+def event_of(number: int) -> View:
+    """Return an event of visitor `number`; requests of different visitors may be in flight at the same time."""
+    return View(session_external_id=f"visitor{number}", product_id=1)
+
+
 LIMITS = httpx.Limits(max_connections=8, max_keepalive_connections=8)
 
 CLOSING = answer(200, "Connection: close")
@@ -261,15 +268,15 @@ async def test_a_storm_of_cancelled_sends(way: str, whose: str, scene: Open) -> 
         client = at.client()
         await client.send(EVENT)
 
-        async def sends() -> None:
+        async def sends(number: int) -> None:
             for _ in range(10):
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(client.send(EVENT), chance.uniform(0.001, 0.03))
+                    await asyncio.wait_for(client.send(event_of(number)), chance.uniform(0.001, 0.03))
 
-        await asyncio.gather(*(sends() for _ in range(40)))
+        await asyncio.gather(*(sends(number) for number in range(40)))
         outcome = await client.send(EVENT)
         at.server.respond = at.server.all_at_once(8)
-        outcomes = await asyncio.gather(*(client.send(EVENT) for _ in range(8)))
+        outcomes = await asyncio.gather(*(client.send(event_of(number)) for number in range(8)))
         await at.server.until_open(8)
         await client.aclose()
         if at.http_client is not None:
