@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -140,7 +141,7 @@ class Intake:
         if self._callers.any or not self._buffer.holds(len(events), size):
             return None
         keys = [self._buffer.key_of(session) for _, session, _ in events]
-        if not all(map(self._buffer.admits, keys)):
+        if not all(itertools.starmap(self._buffer.admits, Counter(keys).items())):
             return None
         ensure_stack()
         self._expiry.arrived()

@@ -168,10 +168,10 @@ class EventBuffer:
             self.events + count <= bounds.max_events and self.bytes + self._bytes_in_flight + size <= bounds.max_bytes
         )
 
-    def admits(self, key: int | None) -> bool:
-        """Whether one more event of this visitor may wait; see `Buffer.max_visitor_events`."""
+    def admits(self, key: int | None, count: int = 1) -> bool:
+        """Whether `count` more events of this visitor may wait; see `Buffer.max_visitor_events`."""
         run = self._last.get(key)
-        return run is None or run.backlog is None or run.backlog.events < self._bounds.max_visitor_events
+        return run is None or run.backlog is None or run.backlog.events + count <= self._bounds.max_visitor_events
 
     def offer(self, envelope: builtins.bytes, name: str, key: int | None, *, alone: bool = False) -> Receipt | None:
         """Append one event if neither the bounds of the buffer nor the bound of the visitor forbid this.

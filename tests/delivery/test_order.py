@@ -19,7 +19,7 @@ from retailrocket_async._events.models import CategoryViewByCategoryPath
 from retailrocket_async._outcome import Delivered, Rejected
 from retailrocket_async._queue.options import Batching, Buffer
 from tests.support.effort import most
-from tests.support.fakes import MOMENT, PARKED, Engine, Request, ScriptedTransport, Step, now, status, turns
+from tests.support.fakes import MOMENT, PARKED, Engine, Request, ScriptedTransport, Step, event, now, status, turns
 from tests.support.virtual_time import CheckedLoop, run
 
 if TYPE_CHECKING:
@@ -169,6 +169,20 @@ async def test_error_of_a_full_visitor(virtual_clock: CheckedLoop) -> None:
     with pytest.raises(BufferFullError, match=r"this visitor has as many waiting events as Buffer\.max_visitor_events"):
         engine.track_nowait(3, "crawler")
     engine.track_nowait(4, "human")
+    engine.transport.release()
+    await engine.aclose()
+
+
+async def test_a_group_keeps_the_visitors_bound(virtual_clock: CheckedLoop) -> None:
+    """If a group of envelopes has more events of one visitor than the bound allows, it is not accepted whole."""
+    engine = Engine(ScriptedTransport(PARKED), batching=Batching(linger=0.0), buffer=Buffer(max_visitor_events=10))
+    await engine.track_all([0])
+    await asyncio.sleep(0.1)
+    await engine.track(1, "visitor0")
+    group = [("view", "visitor0", CODEC.encode(event(number, "visitor0"))) for number in range(2, 12)]
+
+    assert engine.dispatcher.intake.accept_group(group) is None
+    assert len(engine.dispatcher.intake.accept_group(group[:9]) or []) == 9
     engine.transport.release()
     await engine.aclose()
 
