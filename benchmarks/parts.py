@@ -209,7 +209,7 @@ async def _tenacious_call(loops: int) -> float:
 
 async def _sender(loops: int) -> float:
     dispatcher = _dispatcher(Buffer())
-    return await _awaited(lambda: dispatcher.send("visitorEvents", b"[]", ["view"]), loops)
+    return await _awaited(lambda: dispatcher.send("visitorEvents", b"[]", ["view"], ["visitor"]), loops)
 
 
 def _next_wait() -> Part:
