@@ -114,8 +114,8 @@ class Preparation:
         """Return the request that sends events together.
 
         Raises:
-            EventValidationError: there are no events or too many events, the batch is too large, or no batch may hold
-                one of the events; or as `encoded`.
+            EventValidationError: there are no events or too many events, the batch is too large, or one of the events
+                must not be sent in a batch; also the errors of `encoded`.
             DroppedError: `before_send` dropped all events.
         """
         max_events = self._batching.max_events

@@ -1,6 +1,7 @@
-"""Accepts the events of many envelopes (the JSON of events) into the buffer, `PART` envelopes at a time.
+"""Accepts many events into the buffer, each as an envelope (the JSON of one event), `PART` events at a time.
 
-The events of a part are accepted in one step if the buffer has space for all of them, otherwise one by one.
+If the buffer has space for all events of a part, the part is accepted in one step; otherwise its events are accepted
+one by one.
 """
 
 from __future__ import annotations

@@ -284,7 +284,7 @@ class Flight:
             self._bisection = Bisection()
         blames = outcome.status == 400
         if blames:
-            # A 400 means that the API recorded no attempt to send this part.
+            # A 400 means that the API recorded no event of this part, neither in this attempt nor in an earlier one.
             self._maybe_recorded = False
         self.batch.attempts, self.batch.maybe_recorded = self.attempts, self._maybe_recorded
         part = self._bisection.divide(self.batch, blames=blames)
@@ -294,7 +294,7 @@ class Flight:
         return True
 
     def fit(self, size: int, now: float) -> None:
-        """If the batch has more than `size` bytes, make a first part that fits the current part.
+        """If the batch has more than `size` bytes, cut off a first part that fits; the flight then sends this part.
 
         The server may refuse larger bodies: `size` is the present limit of `BodyLimit`.
         """

@@ -48,8 +48,9 @@ class InFlight:
     Attributes:
         events: number of events in flight.
         batches: number of batches in flight, including batches that wait for a retry.
-        cut_off: number of events whose tasks other code has cancelled, and that no log record mentions yet.
-        logs_losses: whether events whose tasks were cancelled are logged.
+        cut_off: number of events that were lost because other code cancelled the tasks of their flights, and that are
+            not logged yet.
+        logs_losses: whether such events are logged.
     """
 
     def __init__(

@@ -116,16 +116,17 @@ class EventBuffer:
         # All waiting runs (groups of events), oldest first, each with the time of its first event. Unlike a dict, an
         # OrderedDict finds and removes its first entry in constant time.
         self._order: OrderedDict[Run, float] = OrderedDict()
-        # A heap of the runs by the time of their first event, for `max_age`. The heap may still contain runs that have
-        # left the buffer.
+        # A heap of the runs (groups of events) by the time of their first event, for `max_age`. The heap may still
+        # contain runs that have left the buffer.
         self._ages: list[tuple[float, int, Run]] = []
-        # The serial number of the first event of the next run.
+        # Returns the serial number of the first event of each new run.
         self._serials = itertools.count(0, _RUN_EVENTS)
         self._ready: OrderedDict[Run, None] = OrderedDict()
-        # Events and bytes of the runs that could be taken now: ready runs, and the trails that follow ready runs.
+        # Events and bytes of the runs that could be taken now: ready runs, and the later events of their visitors.
         self._ready_events = 0
         self._ready_bytes = 0
-        # Number of ready runs that are due without linger, because a flush or a call of `send` waits for their events.
+        # Number of ready runs that must be sent without waiting for `linger`, because a flush or a call of `send` waits
+        # for their events.
         self._urgent = 0
         self._bytes_in_flight = 0
         self._short = False
@@ -147,7 +148,10 @@ class EventBuffer:
 
     @property
     def short_batches(self) -> bool:
-        """Whether each batch holds only events of a short time span, so that old events can be rejected alone."""
+        """Whether each batch holds only events of a short time span.
+
+        If old events are given up, no younger events are then given up together with them.
+        """
         return self._short
 
     @short_batches.setter
@@ -501,12 +505,12 @@ class EventBuffer:
         return run.hurried or run.generation != self.generation
 
     def release(self, batch: TakenBatch, held: Collection[int | None] = ()) -> bool:
-        """Let the next events of visitors leave, because these visitors' events in a batch have outcomes.
+        """Let the next events be sent of each visitor whose events in `batch` all have outcomes.
 
         Args:
             batch: a batch that `take` returned.
-            held: keys of visitors who still have events without an outcome in the batch. Further events of these
-                visitors still wait, and `release` must be called again for this batch.
+            held: keys of visitors with events in the batch that have no outcome yet. Further events of these visitors
+                wait until `release` is called again for this batch.
 
         Returns:
             Whether other waiting events may be sent now because of this.
@@ -563,7 +567,8 @@ class EventBuffer:
         Each event counts as waiting until its batch is yielded.
         """
         waiting = list(self._order)
-        # Events that are appended while this method yields are not drained: no run takes events of a new generation.
+        # Events that are appended while this method yields are not drained: after `begin_flush`, new events are added
+        # to new runs, which are not in `waiting`.
         self.begin_flush()
         batch: TakenBatch | None = None
         for run in waiting:

@@ -53,7 +53,7 @@ class Batching:
 
 @attrs.frozen(kw_only=True)
 class Buffer:
-    """Bounds of the events that wait for a permit; `track` waits as soon as one bound is reached.
+    """Bounds of the events that wait for a permit, and what happens to a new event if a bound is reached.
 
     Attributes:
         max_events: largest number of waiting events, 1 or more; default 100,000, as many as can be sent in four
@@ -66,8 +66,9 @@ class Buffer:
         overflow: what happens to a new event if the buffer is full. ``"wait"`` (default): `track` waits for space, in
             order, and `track_nowait` raises `BufferFullError`. ``"raise"``: both methods raise this error.
             ``"drop_newest"``: the new event is dropped. ``"drop_oldest"``: the oldest events are dropped. ``"shed"``:
-            the least valuable events are dropped, the oldest of them first; the new event is dropped if all waiting
-            events are more valuable, or if dropping all events that are not more valuable would not make enough space.
+            the least valuable events are dropped, the oldest of them first. Events that are more valuable than the
+            new event are never dropped for it; if dropping the others would not make enough space, the new event is
+            dropped.
             A dropped event is `Dropped` with reason ``"overflow"``, counted in `Stats.dropped_by` and handed to
             `on_outcome`.
         ranking: values of events by wire name, for ``"shed"``; events of the lowest value are dropped first; default

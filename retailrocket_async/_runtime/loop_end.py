@@ -1,8 +1,8 @@
 """Notifies objects when their event loop is closed, or the process ends.
 
 asyncio has no callback for the close of a loop, but a closed loop drops its timers. So a timer far in the future holds
-the only reference to an object. If the loop is closed, the timer is dropped, the object is freed, and the finalizer of
-the object notifies the objects that use the loop.
+the only reference to a sentinel. If the loop is closed, the timer is dropped, the sentinel is freed, and the finalizer
+of the sentinel notifies the objects that use the loop.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Wakeup:
         if self._waiting() is not None:
             raise RuntimeError("another task waits already: a Wakeup wakes one task")
         waiter = self._waiter = asyncio.get_running_loop().create_future()
-        # The timer of a loop that was closed meanwhile never fires.
+        # Forget a timer of an earlier loop: if that loop was closed since the last wait, the timer never fires.
         self._timer = None
         try:
             self.set_at(until)

@@ -128,7 +128,10 @@ class Server(ScriptedTransport):
         return 1 + sum(rotated + lag <= moment for rotated in self.nature.rotated)
 
     async def renew_key(self, serial: int) -> tuple[bool, str | None]:
-        """Simulate the function that returns the key. Return True if the key is new, and an error's name or None."""
+        """Simulate a call of the user's function that returns the key.
+
+        Return whether the key is now another one than number `serial`, and the name of the function's error or None.
+        """
         if self._serial != serial:
             return True, None
         await asyncio.sleep(self.nature.ask)

@@ -156,7 +156,7 @@ async def test_a_request_is_under_way_from_its_head_on() -> None:
 
 
 async def test_a_request_ends_when_its_client_leaves() -> None:
-    """If a client gives up before the answer, the request ends at once, so a retry is no overlap."""
+    """If a client leaves before the answer, its request ends at once, and its retry does not count as an overlap."""
     async with api(batch_latency=NEVER) as shop:
         await shop.leave(await shop.begin(view(1), view(2)))
         retry = await shop.begin(view(1), view(2))

@@ -185,7 +185,7 @@ def test_the_judge_times_requests() -> None:
 
 
 def test_the_client_has_no_fault() -> None:
-    """If our client sends under load, the judge finds no overlap and no wrong order, and all tables have figures."""
+    """If our client sends under load, the judge finds no overlap and no wrong order, and each figure is measured."""
     with judge.running(0.05) as server:
         arguments: dict[str, Any] = {"port": server.port, "latency": 0.05, "visitor_count": 100, "seconds": 0.1}
         figures = call("benchmarks.sections.order:load", **arguments)

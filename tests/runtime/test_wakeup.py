@@ -241,7 +241,7 @@ class Visit:
 
 
 async def test_timers_keep_no_visitor(virtual_clock: CheckedLoop) -> None:
-    """If a visitor's request sets the moment or wakes the task, nothing of the request stays in memory."""
+    """If code of a visitor's request sets the time or wakes the task, the request's context variables are not kept."""
     wakeup = Wakeup()
     task = await waiting(wakeup)
 
