@@ -49,6 +49,10 @@ _LIGHT = 0.82
 _SECONDS = 2.5
 _SETTLING = 0.5
 """Seconds, in addition to one latency, after which a load is steady."""
+_RAMP = 3
+"""Number of latencies in which a load rises from zero to its full rate."""
+_STEPS = 8
+"""Number of steps in which a load rises."""
 
 _TICK = 0.005
 _CYCLE = 262_144
@@ -167,7 +171,11 @@ async def load(port: int, latency: float, visitor_count: int, seconds: float) ->
     shop = _Shop(port, visitor_count)
     memory = resident()
     light = _LIGHT * possible(latency, visitor_count)
-    await shop.run(latency + _SETTLING, light)
+    # The load rises slowly. If all visitors came at the same moment, the second events of all of them would wait for
+    # the first answers, and would then be sent together.
+    for step in range(1, _STEPS + 1):
+        await shop.run((_RAMP * latency + _SETTLING) / _STEPS, light * step / _STEPS)
+    await shop.run(latency, light)
     shop.limiter.waits.clear()
     await shop.run(seconds, light, quiet=True)
     permits = shop.limiter.waits[:]
