@@ -174,8 +174,13 @@ class EventBuffer:
 
     def admits(self, key: int | None, count: int = 1) -> bool:
         """Whether `count` more events of this visitor may wait; see `Buffer.max_visitor_events`."""
-        run = self._last.get(key)
-        return run is None or run.backlog is None or run.backlog.events + count <= self._bounds.max_visitor_events
+        backlog = self._backlog_of(key)
+        return backlog is None or backlog.events + count <= self._most_of_visitor
+
+    def _backlog_of(self, key: int | None) -> Backlog | None:
+        """Return the counter of a visitor's events that wait for earlier events; None if there is no counter yet."""
+        last = None if key is None else self._last.get(key)
+        return None if last is None or key is None else last.backlog_of(key)
 
     def offer(self, envelope: builtins.bytes, name: str, key: int | None, *, alone: bool = False) -> Receipt | None:
         """Append one event if neither the bounds of the buffer nor the bound of the visitor forbid this.
@@ -201,7 +206,7 @@ class EventBuffer:
             or not self._plain
             or self._short
         ):
-            return self.append(envelope, name, key, alone=alone)
+            return self.append(envelope, name, key, alone=alone) if self.admits(key) else None
         # The code below repeats the code of `append` for the simplest and most frequent case; a call would cost time.
         names = run.fate.names
         place = len(names)
@@ -617,10 +622,10 @@ class EventBuffer:
 
     def make_room_of(self, key: int | None, event_name: str) -> Iterator[Batch]:
         """Evict and yield events of one visitor until another event, `event_name`, of this visitor may wait."""
-        last = self._last.get(key)
-        if last is None or last.backlog is None or last.backlog.ranks is None:
+        backlog = self._backlog_of(key)
+        if backlog is None or backlog.ranks is None:
             return
-        while not self.admits(key) and (found := last.backlog.ranks.first(event_name)) is not None:
+        while not self.admits(key) and (found := backlog.ranks.first(event_name)) is not None:
             yield self._evict(*found)
 
     def _evict(self, serial: int, run: Run) -> Batch:

@@ -20,6 +20,7 @@ from tests.support.engine_state import events_with_one_fate, visitors_of
 
 if TYPE_CHECKING:
     from retailrocket_async._queue.batch import Batch
+    from retailrocket_async._queue.eviction import Overflow
     from retailrocket_async._queue.taken_batch import TakenBatch
     from retailrocket_async._receipt import Receipt
 
@@ -376,6 +377,25 @@ def test_one_visitor_is_bounded() -> None:
     assert [True] * 7 + [False] * 2 == [receipt is not None for receipt in accepted]
     assert not buffer.admits(buffer.key_of("a"))
     assert buffer.admits(buffer.key_of("b"))
+
+
+@pytest.mark.parametrize("overflow", ["wait", "drop_oldest"])
+def test_a_waiting_send_lets_no_event_beyond_the_bound(overflow: Overflow) -> None:
+    """If a visitor has as many waiting events as allowed, direct sends of this visitor let no further event in."""
+    buffer = make(max_events=10, buffer=Buffer(max_visitor_events=3, overflow=overflow))
+    key = buffer.key_of("a")
+    put(buffer, 0, "a")
+    buffer.take()
+    for number in range(1, 4):
+        put(buffer, number, "a")
+    refused = []
+    for number in range(4, 8):
+        buffer.hold([key], lambda: None)
+        refused.append(not buffer.admits(key) and buffer.offer(envelope(number, 20), "view", key) is None)
+
+    assert [True] * 4 == refused
+    assert 3 == buffer.events
+    assert ([[1]] if overflow == "drop_oldest" else []) == [numbers(gone) for gone in buffer.make_room_of(key, "view")]
 
 
 def test_bytes_in_flight_count() -> None:
