@@ -172,7 +172,7 @@ async def load(port: int, latency: float, visitor_count: int, seconds: float) ->
     memory = resident()
     light = _LIGHT * possible(latency, visitor_count)
     # The load rises slowly. If all visitors came at the same moment, the second events of all of them would wait for
-    # the first answers, and would then be sent together.
+    # the first answers, and would then be sent together, and quiet visitors would wait for this burst.
     for step in range(1, _STEPS + 1):
         await shop.run((_RAMP * latency + _SETTLING) / _STEPS, light * step / _STEPS)
     await shop.run(latency, light)
@@ -409,7 +409,8 @@ def _light(rows: Sequence[Row]) -> Table:
         note=(
             "From tracking the event until the first bytes of its request reach the server. Each of the 200 quiet "
             "events a second has a visitor of its own, beside the visitors of the load. Such an event should wait for "
-            "the linger and for a permit, but not for the answer to another visitor's batch."
+            "the linger and for a permit, but not for the answer to another visitor's batch. The load has risen slowly "
+            "before; after a load that begins at its full rate the event waits longer."
         ),
     )
 
